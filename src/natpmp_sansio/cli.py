@@ -1,0 +1,285 @@
+"""The command `natpmp`. Results go to standard output; what explains them, and errors, to standard error."""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import signal
+import threading
+import time
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+
+import attrs
+import click
+from rich.console import Console
+from rich.text import Text
+
+from .adapters import _sockets
+from .adapters.blocking import BlockingClient, drive, open_client
+from .config import GatewayConfig
+from .errors import LocalProtocolError, NatPmpError
+from .events import (
+    Closed,
+    Event,
+    MappingError,
+    MappingEvent,
+    MappingFailed,
+    MappingGranted,
+    MappingLost,
+    MappingRefused,
+    MappingRenewed,
+    Reason,
+)
+from .gateway import Gateway
+from .wire.fields import MAX_LIFETIME, Endpoint, Protocol
+
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def run(arguments: list[str]) -> int:
+    """The exit status: 0 done, 1 it did not work, 2 wrong use. Errors are one sentence, never a traceback."""
+    try:
+        status = natpmp.main(arguments, prog_name="natpmp", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        _err.print(error.format_message())
+        return 2
+    except click.UsageError as error:
+        return _complain(f"{error.format_message().rstrip('.')} (see natpmp --help).", 2)
+    except MappingError as error:
+        return _complain(f"{error}. {_ADVICE.get(error.event.reason, _ADVICE[Reason.OTHER])}", 1)  # type: ignore[union-attr]
+    except TimeoutError as error:
+        return _complain(f"{error}. {_ADVICE[Reason.NO_ANSWER]}", 1)
+    except LocalProtocolError as error:
+        return _complain(f"{error}.", 2)
+    except NatPmpError as error:
+        return _complain(f"{error}.", 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return _complain(f"cannot reach the gateway: {reason}. Check its address and this host's network.", 1)
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+class _Protocol(click.ParamType[Protocol]):
+    name = "protocol"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Protocol:
+        if isinstance(value, str) and value.upper() in ("TCP", "UDP"):
+            return Protocol[value.upper()]
+        raise click.BadParameter(f"{value!r} is no protocol that can be mapped; it is tcp or udp", ctx, param)
+
+
+class _Number(click.ParamType[int]):
+    """A whole number in a range, with a sentence for what is none."""
+
+    name = "number"
+
+    def __init__(self, what: str, low: int, high: int) -> None:
+        self.what, self.low, self.high = what, low, high
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        if text.isascii() and text.isdigit() and self.low <= int(text) <= self.high:
+            return int(text)
+        text = f"{text!r} is no {self.what}; it is a number from {self.low} to {self.high}"
+        raise click.BadParameter(text, ctx, param)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="natpmp-sansio")
+def natpmp() -> None:
+    """Open ports on the router with NAT-PMP (RFC 6886) and PCP (RFC 6887)."""
+
+
+@natpmp.command("map")
+@click.argument("protocol", type=_Protocol(), metavar="PROTOCOL")
+@click.argument("port", type=_Number("port", 1, 65535), metavar="PORT")
+@click.option("--external-port", type=_Number("port", 1, 65535), help="Suggest this external port.")
+@click.option(
+    "--lifetime",
+    type=_Number("lifetime in seconds", 1, MAX_LIFETIME),
+    default=7200,
+    show_default=True,
+    help="Ask for leases of so many seconds; they are renewed in time.",
+)
+@click.option("--gateway", help="Ask this gateway, instead of the default one.", metavar="ADDRESS")
+@click.option(
+    "--timeout",
+    type=_Number("number of seconds", 1, 3600),
+    default=20,
+    show_default=True,
+    help="Give up when nobody has answered after so many seconds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one a line.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every datagram, decoded, on standard error.")
+def map_command(
+    protocol: Protocol,
+    port: int,
+    external_port: int | None,
+    lifetime: int,
+    gateway: str | None,
+    timeout: int,
+    *,
+    as_json: bool,
+    verbose: bool,
+) -> int:
+    """Open PORT (PROTOCOL is tcp or udp), keep it open until Ctrl-C, then close it again."""
+    show = _show_json if as_json else _show_text
+    with _termination_as_interrupt(), _datagrams_shown(_err if verbose else None), open_client(gateway) as client:
+        events = client.events()
+        try:
+            client.map_port(protocol, port, timeout=float(timeout), external_port=external_port or 0, lifetime=lifetime)
+            for event in events.pending():
+                show(event)
+            if not as_json:
+                _err.print("Ctrl-C closes it.")
+            for event in events:
+                show(event)
+                if isinstance(event, MappingFailed):
+                    raise MappingError(event)
+        except KeyboardInterrupt:
+            _release(client)
+            for event in events.pending():
+                show(event)
+    return 0
+
+
+@natpmp.command()
+@click.option("-q", "--quiet", is_flag=True, help="Show events only, not every datagram.")
+def demo(*, quiet: bool) -> int:
+    """Open, keep and close a port at the built-in gateway, on loopback: needs no network and no router."""
+    with _sockets.open_request_socket(("127.0.0.1", 0)) as sock:
+        host, port = sock.getsockname()
+        gateway = Gateway("203.0.113.5", address=(host, port), config=GatewayConfig(min_lifetime=1))
+        _out.print(f"A gateway on {host} port {port}, with the external address 203.0.113.5, and a client of it:")
+
+        def serve() -> None:
+            with drive(gateway, sock=sock) as driven:
+                while not stopping.is_set():
+                    driven.wait(0.05)
+
+        stopping = threading.Event()
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            with _datagrams_shown(None if quiet else _out), open_client((host, port)) as client:
+                events = client.events()
+                client.map_port(Protocol.TCP, 8080, timeout=5.0, lifetime=4)
+                for event in events:
+                    _show_text(event)
+                    if isinstance(event, MappingRenewed):
+                        break
+                client.release()
+                for event in events.pending():
+                    _show_text(event)
+        finally:
+            stopping.set()
+            server.join()
+    _out.print("It was opened, kept open beyond half its lease, and closed again.")
+    return 0
+
+
+def _release(client: BlockingClient) -> None:
+    """Tell the gateway; a second Ctrl-C cuts that short."""
+    try:
+        client.release()
+    except KeyboardInterrupt:
+        _err.print("not released: its lease runs out by itself")
+
+
+def _show_text(event: Event) -> None:
+    if isinstance(event, MappingGranted):
+        _out.print(Text(event.describe(), style="bold green"))
+    elif isinstance(event, MappingRefused | MappingLost | MappingFailed):
+        _err.print(Text(event.describe(), style="bold red"))
+    elif isinstance(event, MappingEvent):
+        _out.print(Text(event.describe()))
+    elif not isinstance(event, Closed):
+        _out.print(Text(event.describe(), style="dim"))
+
+
+def _show_json(event: Event) -> None:
+    """One object a line. Times are seconds since 1970."""
+    fields = attrs.asdict(event, recurse=False)
+    for name in ("expires_at", "retry_at", "recovery_at"):
+        if name in fields:
+            fields[name] = round(fields[name] - time.monotonic() + time.time(), 3)
+    fields["gateway"] = event.gateway[0]
+    print(json.dumps({"event": type(event).__name__} | fields, default=_to_json), flush=True)  # noqa: T201
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, Endpoint):
+        return {"address": value.address and str(value.address), "port": value.port}
+    if isinstance(value, IPv4Address | IPv6Address):
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return value.name
+    raise TypeError(f"no JSON for {value!r}")
+
+
+class _DatagramHandler(logging.Handler):
+    """Prints this thread's datagrams with the time since the start."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._start = time.time()
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            at = Text(f"{record.created - self._start:9.3f} s  ", style="dim")
+            self._console.print(at + Text(record.getMessage(), style="cyan"))
+
+
+@contextmanager
+def _datagrams_shown(console: Console | None) -> Iterator[None]:
+    if console is None:
+        yield
+        return
+    log = logging.getLogger("natpmp_sansio.datagrams")
+    handler = _DatagramHandler(console)
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that the mapping is released."""
+
+    def interrupt(*_: object) -> typing.NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(text: str, status: int) -> int:
+    _err.print(Text(f"natpmp: {text}"))
+    return status
+
+
+_ADVICE = {
+    Reason.NOT_AUTHORIZED: "Allow port mapping for this host in the router's settings.",
+    Reason.NETWORK_FAILURE: "Check the router's own connection; behind another router, that one must forward too.",
+    Reason.NO_RESOURCES: "Try again later, or with another port.",
+    Reason.NO_ANSWER: "Check the gateway's address, and that NAT-PMP or PCP is switched on there.",
+    Reason.UNREACHABLE: "Switch NAT-PMP or PCP on in the router's settings, or name another gateway with --gateway.",
+    Reason.ADDRESS_MISMATCH: "Run it on a host that is directly behind the gateway.",
+    Reason.OTHER: "Run it with -v to see what was sent and answered.",
+}

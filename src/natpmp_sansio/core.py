@@ -1,0 +1,181 @@
+"""What every role is: bytes, time and commands in; one ordered queue of datagrams and events out."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections import deque
+from collections.abc import Hashable, Iterator
+from ipaddress import ip_address
+
+from .errors import LocalProtocolError
+from .events import Address, Event, Output, SendDatagram
+from .timers import TimerQueue
+from .wire.fields import pack_address
+
+
+class Core(typing.Protocol):
+    """The five methods of every role. `now` is seconds on the caller's monotonic clock."""
+
+    def receive_datagram(self, data: bytes, addr: Address, now: float) -> bool:
+        """Take in a datagram. True: it was ours. False: it was not, and nothing has changed."""
+        ...
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due. Calling it early does nothing; one call catches up however late it comes."""
+        ...
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` wants to be called next; None: not before something else happens. Pure."""
+        ...
+
+    def poll(self) -> Output | None:
+        """The next output, or None."""
+        ...
+
+    def outputs(self) -> Iterator[Output]:
+        """`poll()` until there is no more. Breaking off loses nothing."""
+        ...
+
+
+class HostCore(Core, typing.Protocol):
+    """A core that also says where it wants to live; what the drivers and the simulation take."""
+
+    @property
+    def bind_address(self) -> Address:
+        """The local address of its socket; port 0 means any."""
+        ...
+
+
+PeerKey = tuple[bytes, int, int]
+
+
+def peer_key(addr: object) -> PeerKey | None:
+    """What makes two socket addresses the same peer: packed IP, port, scope id; None for what is no such address.
+
+    `('::ffff:192.168.1.1', 5351, 0, 0)` and `('192.168.1.1', 5351)` are the same.
+    """
+    match addr:
+        case (str(host), int(port)):
+            scope = 0
+        case (str(host), int(port), _, int(scope)):
+            pass
+        case _:
+            return None
+    try:
+        return (pack_address(ip_address(host.partition("%")[0])), port, scope)
+    except ValueError:
+        return None
+
+
+def checked_peer(addr: Address, what: str) -> PeerKey:
+    """The key of an address that our caller gave.
+
+    Raises:
+        LocalProtocolError: it is none.
+    """
+    key = peer_key(addr)
+    if key is None or not 0 < key[1] <= 65535:
+        raise LocalProtocolError(f"{what} must be a socket address such as ('192.168.1.1', 5351), not {addr!r}")
+    return key
+
+
+def same_host(a: PeerKey, b: PeerKey) -> bool:
+    return a[0] == b[0] and a[2] == b[2]
+
+
+K = typing.TypeVar("K", bound=Hashable)
+
+
+class Machine(typing.Generic[K]):
+    """What the roles share: the clock that only goes forward, the timers, the output queue."""
+
+    def __init__(self) -> None:
+        self._now = -math.inf
+        self._backwards = 0
+        self._timers: TimerQueue[K] = TimerQueue()
+        self._queue: deque[tuple[Output, object]] = deque()
+        self._waiting: set[object] = set()
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` wants to be called next, or None. Now, while there is output to take. Pure."""
+        return self._now if self._queue else self._timers.next()
+
+    def poll(self) -> Output | None:
+        """The next output, or None. Takes it from the queue and does nothing else."""
+        if not self._queue:
+            return None
+        output, sender = self._queue.popleft()
+        self._waiting.discard(sender)
+        return output
+
+    def outputs(self) -> Iterator[Output]:
+        """`poll()` until there is no more. Breaking off, or giving commands meanwhile, loses nothing."""
+        while (output := self.poll()) is not None:
+            yield output
+
+    def _advance(self, now: float) -> float:
+        """The clock reading to work with: time that runs backwards stands still.
+
+        Raises:
+            LocalProtocolError: it is no finite number.
+        """
+        if not isinstance(now, int | float) or not math.isfinite(now):
+            raise LocalProtocolError(f"now must be a finite number of seconds, not {now!r}")
+        if now < self._now:
+            self._backwards += 1
+        else:
+            self._now = float(now)
+        return self._now
+
+    def _emit(self, event: Event) -> None:
+        self._queue.append((event, None))
+
+    def _send(self, data: bytes, addr: Address, sender: object) -> bool:
+        """Queue a datagram, unless its twin of the same `sender` still waits. False: it does."""
+        if sender in self._waiting:
+            return False
+        self._waiting.add(sender)
+        self._queue.append((SendDatagram(data=data, addr=addr), sender))
+        return True
+
+
+class Multiplexer:
+    """Several cores on one socket, itself a core. Each sees every datagram; any may claim it. It keeps no state.
+
+    Raises:
+        LocalProtocolError: two clients for one gateway, which would answer for each other.
+    """
+
+    def __init__(self, *cores: Core) -> None:
+        peers = [key for core in cores if (key := peer_key(getattr(core, "gateway", None)))]
+        if len(set(peers)) < len(peers):
+            raise LocalProtocolError("two clients for the same gateway cannot share a socket")
+        self._cores = cores
+
+    def receive_datagram(self, data: bytes, addr: Address, now: float) -> bool:
+        """Show a datagram to every core. True: at least one of them claims it."""
+        claims = [core.receive_datagram(data, addr, now) for core in self._cores]  # all of them: no `or`
+        return any(claims)
+
+    def handle_timeout(self, now: float) -> None:
+        """Pass the time on to every core."""
+        for core in self._cores:
+            core.handle_timeout(now)
+
+    def next_timeout(self) -> float | None:
+        """The earliest of the cores' deadlines, or None. Pure."""
+        deadlines = [deadline for core in self._cores if (deadline := core.next_timeout()) is not None]
+        return min(deadlines, default=None)
+
+    def poll(self) -> Output | None:
+        """The next output, or None: the cores' in their order, each core's own in the order it happened."""
+        for core in self._cores:
+            if (output := core.poll()) is not None:
+                return output
+        return None
+
+    def outputs(self) -> Iterator[Output]:
+        """`poll()` until there is no more."""
+        while (output := self.poll()) is not None:
+            yield output

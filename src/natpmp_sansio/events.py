@@ -1,0 +1,358 @@
+"""What a core puts out: datagrams to send, and what has happened. Frozen values, compared with `==`.
+
+Times (`expires_at`, `retry_at`) are seconds on the caller's clock; lifetimes are seconds. `gateway` is the address
+that the datagrams go to, so that a stream from many gateways stays readable.
+"""
+
+from __future__ import annotations
+
+import enum
+import typing
+
+import attrs
+
+from .errors import NatPmpError
+from .wire.fields import Endpoint, IPAddress, Protocol, protocol_name
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+"""What `recvfrom` returns and `sendto` takes, passed through unchanged."""
+
+MappingId = typing.NewType("MappingId", int)
+
+
+class Reason(enum.Enum):
+    """Why a mapping was refused, lost or failed; the value says it in words."""
+
+    NOT_AUTHORIZED = "the gateway does not allow it: port mapping may be switched off there, or this host barred"
+    NETWORK_FAILURE = "the gateway itself has no usable external address now"
+    NO_RESOURCES = "the gateway has no room for another mapping now"
+    QUOTA = "this host has used up its share of mappings at the gateway"
+    CANNOT_PROVIDE_EXTERNAL = "the gateway cannot give just this external address and port"
+    ADDRESS_MISMATCH = "the gateway sees another source address: there is another NAT between it and this host"
+    MALFORMED = "the gateway says that it cannot read the request"
+    UNSUPPORTED_OPCODE = "the gateway does not know this kind of request"
+    UNSUPPORTED_OPTION = "the gateway does not know, or does not allow, an option that was asked for"
+    UNSUPPORTED_PROTOCOL = "the gateway cannot map this protocol"
+    UNSUPPORTED_VERSION = "the gateway speaks no version of the protocols that this client speaks"
+    UNUSABLE_GRANT = "the gateway agreed, but to a lifetime or port of zero"
+    OTHER = "the gateway answered with a result code that the RFCs do not define"
+    NO_ANSWER = "the gateway does not answer: it may not speak NAT-PMP or PCP, or have it switched off"
+    UNREACHABLE = "the gateway's port is closed: it does not speak NAT-PMP or PCP, or has it switched off"
+    NEEDS_PCP = "the gateway speaks only NAT-PMP, and what was asked for needs PCP"
+    EXPIRED = "the lease ran out before the gateway renewed it"
+    DEADLINE = "its own deadline has passed"
+
+
+@attrs.frozen(kw_only=True)
+class SendDatagram:
+    """Send `data` to `addr`, from the socket that the core's datagrams come from."""
+
+    data: bytes = attrs.field(repr=bytes.hex)
+    addr: Address
+
+
+@attrs.frozen(kw_only=True)
+class MappingGranted:
+    """It holds now: for the first time, or again after a loss (RFC 6886 section 3.3, RFC 6887 section 11.4).
+
+    Followed by Renewed, Changed, Lost, Released or Failed.
+    """
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    external: Endpoint
+    lifetime: float
+    expires_at: float
+
+    def describe(self) -> str:
+        what = _what(self.protocol, self.internal_port)
+        return f"{what} is open at {self.external} for {self.lifetime:g} s"
+
+
+@attrs.frozen(kw_only=True)
+class MappingRenewed:
+    """The same endpoint for longer."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    external: Endpoint
+    lifetime: float
+    expires_at: float
+
+    def describe(self) -> str:
+        what = _what(self.protocol, self.internal_port)
+        return f"{what} stays open at {self.external} for {self.lifetime:g} s"
+
+
+@attrs.frozen(kw_only=True)
+class MappingChanged:
+    """It holds, but its external endpoint is another now: tell whoever was told the old one (RFC 6887 16.3.2)."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    old: Endpoint
+    new: Endpoint
+    lifetime: float
+    expires_at: float
+
+    def describe(self) -> str:
+        return f"{_what(self.protocol, self.internal_port)} moved from {self.old} to {self.new}"
+
+
+@attrs.frozen(kw_only=True)
+class MappingRefused:
+    """The gateway says no, or nobody answered. It is asked for again at `retry_at`.
+
+    `result_code` is the number on the wire, or None when there was no answer. The wait is the error's lifetime,
+    within the bounds of the configuration (RFC 6887 section 8.3).
+    """
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    reason: Reason
+    result_code: int | None
+    retry_at: float
+
+    def describe(self) -> str:
+        return f"{_what(self.protocol, self.internal_port)} was refused{_because(self.reason, self.result_code)}"
+
+
+@attrs.frozen(kw_only=True)
+class MappingLost:
+    """It held and no longer does. It is asked for again at `retry_at`."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    reason: Reason
+    result_code: int | None
+    retry_at: float
+
+    def describe(self) -> str:
+        return f"{_what(self.protocol, self.internal_port)} was lost{_because(self.reason, self.result_code)}"
+
+
+@attrs.frozen(kw_only=True)
+class MappingFailed:
+    """Terminal: it can never work as asked, or its deadline has passed. Nothing follows."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    reason: Reason
+    result_code: int | None
+
+    def describe(self) -> str:
+        return f"{_what(self.protocol, self.internal_port)} has failed{_because(self.reason, self.result_code)}"
+
+
+@attrs.frozen(kw_only=True)
+class MappingReleased:
+    """Terminal: deleted. `confirmed`: the gateway said so; else it was told and did not answer, or refused."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    confirmed: bool
+
+    def describe(self) -> str:
+        doubt = "" if self.confirmed else ", though the gateway did not confirm it"
+        return f"{_what(self.protocol, self.internal_port)} was released{doubt}"
+
+
+@attrs.frozen(kw_only=True)
+class ExternalAddressLearned:
+    """The gateway's external address, for the first time (RFC 6886 section 3.2, or from a PCP mapping)."""
+
+    gateway: Address
+    address: IPAddress
+
+    def describe(self) -> str:
+        return f"the external address is {self.address}"
+
+
+@attrs.frozen(kw_only=True)
+class ExternalAddressChanged:
+    """The external address is another now. A MappingChanged follows for each mapping that moved with it."""
+
+    gateway: Address
+    old: IPAddress
+    new: IPAddress
+
+    def describe(self) -> str:
+        return f"the external address changed from {self.old} to {self.new}"
+
+
+@attrs.frozen(kw_only=True)
+class VersionNegotiated:
+    """From now on the gateway is spoken to in this version: 2 is PCP, 0 is NAT-PMP (RFC 6887 section 9)."""
+
+    gateway: Address
+    version: int
+
+    def describe(self) -> str:
+        return f"the gateway speaks {'PCP' if self.version == 2 else 'NAT-PMP'}"
+
+
+@attrs.frozen(kw_only=True)
+class GatewayRestarted:
+    """Its epoch shows that it lost its state (RFC 6886 section 3.6, 6887 8.5). At `recovery_at` every mapping is
+    asked for again; what comes of it is told as Renewed, Changed or Lost. Once for each recovery."""
+
+    gateway: Address
+    recovery_at: float
+
+    def describe(self) -> str:
+        return "the gateway seems to have restarted: all mappings are asked for again"
+
+
+@attrs.frozen(kw_only=True)
+class GatewayUnreachable:
+    """It answers no more, or its port is closed (ICMP). Once, until GatewayRecovered."""
+
+    gateway: Address
+    reason: Reason
+
+    def describe(self) -> str:
+        return self.reason.value
+
+
+@attrs.frozen(kw_only=True)
+class GatewayRecovered:
+    """It answers again."""
+
+    gateway: Address
+
+    def describe(self) -> str:
+        return "the gateway answers again"
+
+
+@attrs.frozen(kw_only=True)
+class AnnouncementsUnavailable:
+    """From an adapter: port 5350 cannot be listened on, so restarts are noticed at the next renewal only."""
+
+    gateway: Address
+    reason: str
+
+    def describe(self) -> str:
+        return f"no announcements can be heard: {self.reason}"
+
+
+@attrs.frozen(kw_only=True)
+class Closed:
+    """The core is closed: the last of its events, once."""
+
+    gateway: Address
+
+    def describe(self) -> str:
+        return "closed"
+
+
+@attrs.frozen(kw_only=True)
+class MappingCreated:
+    """Gateway role: forward `external` to `internal` until `expires_at`."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal: Endpoint
+    external: Endpoint
+    expires_at: float
+
+    def describe(self) -> str:
+        return f"{protocol_name(self.protocol)} {self.external} is forwarded to {self.internal}"
+
+
+@attrs.frozen(kw_only=True)
+class MappingRefreshed:
+    """Gateway role: the same mapping, until `expires_at` now."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal: Endpoint
+    external: Endpoint
+    expires_at: float
+
+    def describe(self) -> str:
+        return f"{protocol_name(self.protocol)} {self.external} goes on being forwarded to {self.internal}"
+
+
+@attrs.frozen(kw_only=True)
+class MappingExpired:
+    """Gateway role: its lifetime is over; stop forwarding."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal: Endpoint
+    external: Endpoint
+
+    def describe(self) -> str:
+        return f"{protocol_name(self.protocol)} {self.external} has expired"
+
+
+@attrs.frozen(kw_only=True)
+class MappingDeleted:
+    """Gateway role: its owner, or a restart, ended it; stop forwarding."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal: Endpoint
+    external: Endpoint
+
+    def describe(self) -> str:
+        return f"{protocol_name(self.protocol)} {self.external} was deleted"
+
+
+MappingEvent = (
+    MappingGranted | MappingRenewed | MappingChanged | MappingRefused | MappingLost | MappingFailed | MappingReleased
+)
+Event = (
+    MappingEvent
+    | ExternalAddressLearned
+    | ExternalAddressChanged
+    | VersionNegotiated
+    | GatewayRestarted
+    | GatewayUnreachable
+    | GatewayRecovered
+    | AnnouncementsUnavailable
+    | Closed
+    | MappingCreated
+    | MappingRefreshed
+    | MappingExpired
+    | MappingDeleted
+)
+Output = SendDatagram | Event
+
+
+class MappingError(NatPmpError):
+    """A mapping that somebody waited for did not come about; `event` says why."""
+
+    def __init__(self, event: MappingRefused | MappingLost | MappingFailed | MappingReleased) -> None:
+        super().__init__(event)
+        self.event = event
+
+    def __str__(self) -> str:
+        return self.event.describe()
+
+
+def _what(protocol: Protocol | int, internal_port: int) -> str:
+    return f"{protocol_name(protocol)} port {internal_port}"
+
+
+def _because(reason: Reason, result_code: int | None) -> str:
+    code = "" if result_code is None else f" (result code {result_code})"
+    return f": {reason.value}{code}"
