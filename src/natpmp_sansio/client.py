@@ -116,10 +116,11 @@ class TimerInfo:
 
 @attrs.frozen(kw_only=True)
 class Stats:
-    """What the client saw and did not act on."""
+    """What the client saw and did not act on. Datagrams are dropped when nobody drains the output."""
 
     datagrams_invalid: int
     datagrams_unmatched: int
+    datagrams_dropped: int
     clock_backwards: int
 
 
@@ -219,6 +220,7 @@ class Client(Machine["_TimerKey"]):
         return Stats(
             datagrams_invalid=self._invalid,
             datagrams_unmatched=self._unmatched,
+            datagrams_dropped=self._overflowed,
             clock_backwards=self._backwards,
         )
 
@@ -331,6 +333,8 @@ class Client(Machine["_TimerKey"]):
         if not from_server and not isinstance(outcome, AddressAnswer):
             return False  # only a NAT-PMP announcement may come from another port
         now = self._advance(now)
+        if self._overflows():
+            return True
         if message is None:
             self._invalid += 1
         elif (error := read_version_error(message)) is not None:
@@ -385,7 +389,7 @@ class Client(Machine["_TimerKey"]):
                     self._end(probe)
                     self._adopt(dialect, now)
                     self._tell_waiting_grants()
-            case MapAnswer():
+            case _:
                 self._on_map_answer(dialect, outcome, now)
 
     def _on_map_answer(self, dialect: Dialect, answer: MapAnswer, now: float) -> None:
@@ -602,7 +606,7 @@ class Client(Machine["_TimerKey"]):
     def _on_fallback(self, now: float) -> None:
         """Ask in the other dialects as well, with a request that changes nothing there."""
         for dialect in self._dialects.values():
-            if dialect is not self._preferred and self._exchanges and self._has_room(dialect):
+            if dialect is not self._preferred and self._is_asking and self._has_room(dialect):
                 self._start(_Purpose.PROBE, None, dialect, now)
 
     # --- time
@@ -678,8 +682,6 @@ class Client(Machine["_TimerKey"]):
         while earliest < mapping.expires_at:
             mapping.renewals += 1
             at = mapping.granted_at + dialect.renewal(mapping.renewals, mapping.lifetime)
-            if at >= mapping.expires_at:
-                return
             if at >= earliest:
                 mapping.renew_at = at
                 self._timers.set((Timer.RENEW, mapping), at)
@@ -805,8 +807,16 @@ class Client(Machine["_TimerKey"]):
                     self._start_task(purpose, mapping, dialect, now)
             self._tasks.popleft()
         self._tasks.extendleft(reversed(put_off))
+        if not self._is_asking:
+            for exchange in [exchange for exchange in self._exchanges if exchange.purpose is _Purpose.PROBE]:
+                self._end(exchange)  # nobody wants to know any more
         if self._closing and not self._mappings and not self._closed:
             self._finish_closing()
+
+    @property
+    def _is_asking(self) -> bool:
+        """Whether some mapping that is still wanted waits for an answer."""
+        return any(exchange.purpose in _ASKING for exchange in self._exchanges)
 
     def _has_to_wait(self, mapping: _Mapping, now: float) -> bool:
         """Whether a new request must wait: the gateway has no room, or still deletes another for the same port."""
@@ -992,7 +1002,8 @@ class _Mapping:
             case _Purpose.CREATE:
                 return self.state is MappingState.REQUESTING
             case _Purpose.RENEW:
-                return self.state is MappingState.HELD and self.renew_at is None
+                is_due = self.renew_at is None and self.generation == generation  # else a recovery does it
+                return self.state is MappingState.HELD and is_due
             case _Purpose.RECOVER:
                 return self.state is MappingState.HELD and self.generation < generation
             case _:
@@ -1037,6 +1048,7 @@ class _Exchange:
     sent_at: float = 0.0
 
 
+_ASKING = (_Purpose.CREATE, _Purpose.RENEW, _Purpose.RECOVER)
 _TimerKey = tuple[Timer, "_Mapping | _Exchange | None"]
 
 _HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Iterable
 
 import attrs
 
@@ -16,6 +17,10 @@ def _check(condition: typing.Callable[[typing.Any], bool], text: str) -> typing.
             raise LocalProtocolError(f"{type(instance).__name__}.{attribute.name} must be {text}, not {value!r}")
 
     return validate
+
+
+def _to_versions(value: Iterable[int]) -> tuple[int, ...]:
+    return tuple(value)
 
 
 _SECONDS = _check(lambda v: isinstance(v, int | float) and math.isfinite(v) and v >= 0, "a number of seconds")
@@ -39,7 +44,7 @@ class Config:
     recovery_interval: the shortest time between two recoveries of one gateway, however often it seems to restart.
     """
 
-    versions: tuple[int, ...] = attrs.field(default=(2, 0), converter=tuple, validator=_VERSIONS)
+    versions: tuple[int, ...] = attrs.field(default=(2, 0), converter=_to_versions, validator=_VERSIONS)
     strict: bool = False
     window: int = attrs.field(default=16, validator=_COUNT)
     fallback_delay: float = attrs.field(default=1.0, validator=_SECONDS)
@@ -61,7 +66,7 @@ class GatewayConfig:
     max_mappings_per_host: more are refused (RFC 6887 section 17.2).
     """
 
-    versions: tuple[int, ...] = attrs.field(default=(2, 0), converter=tuple, validator=_VERSIONS)
+    versions: tuple[int, ...] = attrs.field(default=(2, 0), converter=_to_versions, validator=_VERSIONS)
     min_lifetime: int = attrs.field(default=120, validator=_COUNT)
     max_lifetime: int = attrs.field(default=86400, validator=_COUNT)
     first_port: int = attrs.field(default=1024, validator=_PORT)

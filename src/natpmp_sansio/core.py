@@ -87,12 +87,16 @@ def same_host(a: PeerKey, b: PeerKey) -> bool:
 K = typing.TypeVar("K", bound=Hashable)
 
 
+_MAX_QUEUE = 1024  # outputs that may wait before datagrams are dropped: memory is bounded under any flood
+
+
 class Machine(typing.Generic[K]):
     """What the roles share: the clock that only goes forward, the timers, the output queue."""
 
     def __init__(self) -> None:
         self._now = -math.inf
         self._backwards = 0
+        self._overflowed = 0
         self._timers: TimerQueue[K] = TimerQueue()
         self._queue: deque[tuple[Output, object]] = deque()
         self._waiting: set[object] = set()
@@ -113,6 +117,13 @@ class Machine(typing.Generic[K]):
         """`poll()` until there is no more. Breaking off, or giving commands meanwhile, loses nothing."""
         while (output := self.poll()) is not None:
             yield output
+
+    def _overflows(self) -> bool:
+        """Whether so much waits to be drained that a datagram has to be dropped, as a full socket would drop it."""
+        if len(self._queue) < _MAX_QUEUE:
+            return False
+        self._overflowed += 1
+        return True
 
     def _advance(self, now: float) -> float:
         """The clock reading to work with: time that runs backwards stands still.

@@ -145,6 +145,8 @@ class Gateway(Machine["_TimerKey"]):
         if peer is None or len(data) < 2 or data[1] & 0x80:
             return False
         now = self._advance(now)
+        if self._overflows():
+            return True
         if self._epoch_start is None:
             self._epoch_start = now
         source = unpack_address(peer[0])
