@@ -784,7 +784,7 @@ def test_after_a_nat_pmp_gateway_lost_its_state_all_mappings_come_back_one_by_on
         client.map_port(Protocol.UDP, port, sim.now)
     sim.run_until(1000.0)
     gateway.reboot(sim.now)
-    assert len(gateway.mappings) == 0
+    assert list(gateway.mappings) == []
     sim.run_until(1010.0)
     assert [(at, event) for at, event in sim.events if isinstance(event, GatewayRestarted)] == [
         (1000.125, GatewayRestarted(gateway=SERVER, recovery_at=1002.625))

@@ -49,18 +49,19 @@ def run(arguments: list[str]) -> int:
         _err.print(error.format_message())
         return 2
     except click.UsageError as error:
-        return _complain(f"{error.format_message().rstrip('.')} (see natpmp --help).", 2)
+        return _complain(f"{error.format_message().rstrip('.')} (see natpmp --help)", 2)
     except MappingError as error:
-        return _complain(f"{error}. {_ADVICE.get(error.event.reason, _ADVICE[Reason.OTHER])}", 1)  # type: ignore[union-attr]
+        reason = getattr(error.event, "reason", Reason.OTHER)
+        return _complain(f"{error}; {_ADVICE.get(reason, _ADVICE[Reason.OTHER])}.", 1)
     except TimeoutError as error:
-        return _complain(f"{error}. {_ADVICE[Reason.NO_ANSWER]}", 1)
+        return _complain(f"{error}; {_ADVICE[Reason.NO_ANSWER]}.", 1)
     except LocalProtocolError as error:
         return _complain(f"{error}.", 2)
     except NatPmpError as error:
         return _complain(f"{error}.", 1)
     except OSError as error:
         reason = error.strerror or str(error)
-        return _complain(f"cannot reach the gateway: {reason}. Check its address and this host's network.", 1)
+        return _complain(f"cannot reach the gateway: {reason}; check its address and this host's network.", 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
     return status if isinstance(status, int) else 0
@@ -210,6 +211,8 @@ def _show_json(event: Event) -> None:
     for name in ("expires_at", "retry_at", "recovery_at"):
         if name in fields:
             fields[name] = round(fields[name] - time.monotonic() + time.time(), 3)
+    if isinstance(fields.get("protocol"), Protocol):
+        fields["protocol"] = fields["protocol"].name
     fields["gateway"] = event.gateway[0]
     print(json.dumps({"event": type(event).__name__} | fields, default=_to_json), flush=True)  # noqa: T201
 
@@ -275,11 +278,11 @@ def _complain(text: str, status: int) -> int:
 
 
 _ADVICE = {
-    Reason.NOT_AUTHORIZED: "Allow port mapping for this host in the router's settings.",
-    Reason.NETWORK_FAILURE: "Check the router's own connection; behind another router, that one must forward too.",
-    Reason.NO_RESOURCES: "Try again later, or with another port.",
-    Reason.NO_ANSWER: "Check the gateway's address, and that NAT-PMP or PCP is switched on there.",
-    Reason.UNREACHABLE: "Switch NAT-PMP or PCP on in the router's settings, or name another gateway with --gateway.",
-    Reason.ADDRESS_MISMATCH: "Run it on a host that is directly behind the gateway.",
-    Reason.OTHER: "Run it with -v to see what was sent and answered.",
+    Reason.NOT_AUTHORIZED: "allow port mapping for this host in the router's settings",
+    Reason.NETWORK_FAILURE: "check the router's own connection; behind another router, that one must forward too",
+    Reason.NO_RESOURCES: "try again later, or with another port",
+    Reason.NO_ANSWER: "check its address, and that NAT-PMP or PCP is switched on in its settings",
+    Reason.UNREACHABLE: "switch NAT-PMP or PCP on in its settings, or name another one with --gateway",
+    Reason.ADDRESS_MISMATCH: "run it on a host that is directly behind the gateway",
+    Reason.OTHER: "run it with -v to see what was sent and answered",
 }

@@ -72,3 +72,9 @@ class GatewayConfig:
     first_port: int = attrs.field(default=1024, validator=_PORT)
     last_port: int = attrs.field(default=65535, validator=_PORT)
     max_mappings_per_host: int = attrs.field(default=1024, validator=_COUNT)
+
+    def __attrs_post_init__(self) -> None:
+        if self.first_port > self.last_port:
+            raise LocalProtocolError("GatewayConfig.first_port must not be above last_port")
+        if self.min_lifetime > self.max_lifetime:
+            raise LocalProtocolError("GatewayConfig.min_lifetime must not be above max_lifetime")

@@ -7,6 +7,7 @@ import enum
 import math
 import random
 import typing
+from ipaddress import IPv4Address
 
 import attrs
 
@@ -192,7 +193,7 @@ class Gateway(Machine["_TimerKey"]):
                 return None  # a version error without its response bit
 
     def _natpmp_address(self, now: float) -> bytes:
-        if self._external_address is None or self._external_address.version == 6:
+        if not isinstance(self._external_address, IPv4Address):
             failure = natpmp.ResultCode.NETWORK_FAILURE
             return natpmp.ExternalAddressResponse(failure, self._epoch(now)).encode()
         success = natpmp.ResultCode.SUCCESS
@@ -213,7 +214,7 @@ class Gateway(Machine["_TimerKey"]):
                     code = natpmp.ResultCode.NOT_AUTHORIZED
         elif request.internal_port == 0 or (entry and entry.nonce is not None) or source.version == 6:
             code = natpmp.ResultCode.NOT_AUTHORIZED
-        elif self._external_address is None:
+        elif not isinstance(self._external_address, IPv4Address):
             code = natpmp.ResultCode.NETWORK_FAILURE
         else:
             lifetime = min(request.lifetime, self._config.max_lifetime)  # never more than asked (section 3.3)
@@ -367,7 +368,9 @@ class Gateway(Machine["_TimerKey"]):
     def _remove(self, entry: _Entry) -> None:
         self._timers.cancel((_Timer.EXPIRE, entry))
         del self._entries[entry.target]
-        self._ports.pop((entry.protocol, entry.external.port), None)
+        port = (entry.protocol, entry.external.port)
+        if self._ports.get(port) is entry:  # a pinhole has none
+            del self._ports[port]
 
     # --- epoch and announcements
 

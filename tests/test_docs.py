@@ -1,0 +1,57 @@
+"""Every Python block of the documentation runs, against a gateway on loopback."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loopback import Server
+from natpmp_sansio import MappingEvent
+from natpmp_sansio.adapters import blocking
+from natpmp_sansio.adapters.discovery import DefaultGateway
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)):
+            yield f"{page.name}-{number}", block
+
+
+@pytest.mark.parametrize("block", [block for _, block in blocks("python")], ids=[name for name, _ in blocks("python")])
+def test_a_python_block_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(max_lifetime=1) as server:  # leases so short that something happens soon
+        host, port = server.address
+        monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(server.address, host, "lo")])
+        one_event = lambda client: itertools.islice(blocking.Events(client), 1)  # noqa: E731
+        monkeypatch.setattr(blocking.BlockingClient, "events", one_event, raising=False)
+        if "socket" in block:  # a home network is not at hand, but loopback is
+            block = block.replace('"192.168.1.1", 5351', f'"{host}", {port}').replace("192.168.1.7", host)
+        names: dict[str, object] = {}
+        try:
+            exec(compile(block, "documentation", "exec"), names)
+        finally:
+            for value in names.values():
+                if isinstance(value, socket.socket):
+                    value.close()
+
+
+def test_the_two_commands_of_the_readme_are_one_line_each() -> None:
+    commands = [block.strip() for name, block in blocks("sh") if name.startswith("README")]
+    assert len(commands) == 2
+    assert all("\n" not in command and shlex.split(command)[:3] == ["python3", "-m", "venv"] for command in commands)
+    assert commands[0].endswith(".venv/bin/natpmp demo")
+    assert commands[1].endswith(".venv/bin/python -m pytest")
+
+
+def test_every_event_of_a_mapping_is_explained_in_words() -> None:
+    for kind in MappingEvent.__args__:
+        assert len(kind.__doc__.split()) > 3
