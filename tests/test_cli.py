@@ -34,7 +34,7 @@ def at_gateway(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Makes an address the default gateway."""
 
     def use(address: Address) -> None:
-        monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(address, "127.0.0.1", "lo")])
+        monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(address, "lo")])
 
     return use
 
@@ -162,7 +162,7 @@ def test_map_keeps_a_port_open_until_it_is_told_to_stop(ending: signal.Signals) 
         "from natpmp_sansio.adapters import blocking, discovery\n"
         "from loopback import Server\n"
         "with Server() as server:\n"
-        "    blocking.default_gateways = lambda: [discovery.DefaultGateway(server.address, '127.0.0.1', 'lo')]\n"
+        "    blocking.default_gateways = lambda: [discovery.DefaultGateway(server.address, 'lo')]\n"
         "    status = cli.run(['map', 'tcp', '8080', '--json', '-v', '--external-port', '8080'])\n"
         "print(*[type(event).__name__ for event in server.events])\n"
         "sys.exit(status)\n"

@@ -252,6 +252,52 @@ def test_a_closed_port_ends_the_attempt_at_once() -> None:
     assert len(sim.sent) == 2
 
 
+def test_a_port_that_stays_closed_is_asked_ever_more_rarely_for_all_mappings_at_once() -> None:
+    client = make_client((2,))
+    first = client.map_port(Protocol.TCP, 8080, 0.0)
+    client.gateway_unreachable(0.0)
+    client.map_port(Protocol.UDP, 8081, 1.0)  # refused at once, without a datagram
+    client.handle_timeout(30.0)
+    client.gateway_unreachable(30.0)
+    drain(client)
+    client.unmap(first, 31.0)
+    assert [(info.reason, info.deadline) for info in client.timers()] == [(Timer.RETRANSMIT, 34.0), (Timer.RETRY, 90.0)]
+    client.gateway_unreachable(31.5)
+    assert [(info.reason, info.deadline) for info in client.timers()] == [(Timer.RETRY, 151.5)]
+
+
+def test_a_closed_port_ends_the_question_for_the_other_version_too() -> None:
+    client = make_client()
+    client.map_port(Protocol.TCP, 8080, 0.0)
+    client.handle_timeout(1.0)
+    client.gateway_unreachable(1.125)
+    assert [(info.reason, info.deadline) for info in client.timers()] == [(Timer.RETRY, 31.125)]
+
+
+def test_a_sign_of_life_retries_what_silence_refused_and_nothing_else() -> None:
+    client = make_client((2,))
+    client.map_port(Protocol.TCP, 8080, 0.0)
+    (request,), _ = drain(client)
+    client.receive_datagram(answer(request, result_code=2, lifetime=600), SERVER, 0.0)
+    client.map_port(Protocol.UDP, 8081, 1.0)
+    client.gateway_unreachable(1.0)
+    drain(client)
+    client.receive_datagram(pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, 1002).encode(), SERVER, 2.0)
+    assert [(info.deadline, info.mapping) for info in client.timers()] == [(2.0, 2), (600.0, 1)]
+
+
+def test_a_lease_that_is_lost_leaves_the_others_alone() -> None:
+    client = make_client((2,))
+    held(client, lifetime=600)
+    client.map_port(Protocol.UDP, 8081, 0.0)
+    (request,), _ = drain(client)
+    client.receive_datagram(answer(request, external_port=40001), SERVER, 0.0)
+    drain(client)
+    client.receive_datagram(answer(request, result_code=2, lifetime=100, external_port=40001), SERVER, 1.0)
+    assert [type(event) for event in drain(client)[1]] == [MappingLost]
+    assert [mapping.state for mapping in client.mappings] == [MappingState.HELD, MappingState.REFUSED]
+
+
 def test_an_icmp_error_for_nothing_of_ours_means_nothing() -> None:
     client = make_client()
     client.gateway_unreachable(1.0)

@@ -30,7 +30,7 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 def test_a_python_block_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(max_lifetime=1) as server:  # leases so short that something happens soon
         host, port = server.address
-        monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(server.address, host, "lo")])
+        monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(server.address, "lo")])
         one_event = lambda client: itertools.islice(blocking.Events(client), 1)  # noqa: E731
         monkeypatch.setattr(blocking.BlockingClient, "events", one_event, raising=False)
         if "socket" in block:  # a home network is not at hand, but loopback is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -116,3 +117,30 @@ def test_a_host_without_a_default_route_ends_the_command_with_its_reason(lab: La
     for family in ("-4", "-6"):
         lab.run("host", "ip", family, "route", "flush", "default")
     assert "this host has no default gateway" in complaint(lab)
+
+
+def gateways_of(lab: Lab) -> list[tuple[object, str]]:
+    """What discovery finds in the host's namespace."""
+    code = (
+        "from natpmp_sansio.adapters.discovery import *; print([(g.address, g.interface) for g in default_gateways()])"
+    )
+    output, errors = lab.popen(sys.executable, "-c", code).communicate(timeout=30)
+    assert errors == ""
+    found: list[tuple[object, str]] = ast.literal_eval(output)
+    return found
+
+
+def test_the_default_gateways_of_both_families_are_found(lab: Lab) -> None:
+    index = int(lab.run("host", "cat", "/sys/class/net/lan0/ifindex"))  # a link-local address needs its interface
+    ipv4, ipv6 = (("192.168.77.1", 5351), "lan0"), (("fe80::1", 5351, 0, index), "lan0")
+    assert gateways_of(lab) == [ipv4, ipv6]
+    lab.run("host", "ip", "-4", "route", "flush", "default")
+    assert gateways_of(lab) == [ipv6]
+
+
+def test_half_default_routes_count_and_a_tunnel_has_no_gateway_to_name(lab: Lab) -> None:
+    lab.run("host", "ip", "-6", "route", "flush", "default")
+    lab.run("host", "ip", "route", "add", "128.0.0.0/1", "via", "192.168.77.9")  # half of all, as VPNs do
+    assert gateways_of(lab) == [(("192.168.77.9", 5351), "lan0")]
+    lab.run("host", "ip", "route", "replace", "128.0.0.0/1", "dev", "lan0")
+    assert "the default route through lan0 names no gateway, as is usual for a tunnel" in complaint(lab)

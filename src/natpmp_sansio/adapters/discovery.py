@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import typing
 
 import attrs
 
@@ -22,7 +21,6 @@ class DefaultGateway:
     """Where the default route of one address family leads."""
 
     address: Address
-    local_address: str
     interface: str
 
 
@@ -58,8 +56,7 @@ def default_gateways() -> list[DefaultGateway]:
             address: Address = (gateway, SERVER_PORT)
             if family == socket.AF_INET6:
                 address = (gateway, SERVER_PORT, 0, index if gateway.startswith("fe80") else 0)
-            local = typing.cast("str", answer.get_attr("RTA_PREFSRC"))
-            found.append(DefaultGateway(address, local, interface))
+            found.append(DefaultGateway(address, interface))
     if found:
         return found
     if gatewayless:
