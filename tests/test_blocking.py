@@ -100,7 +100,7 @@ def test_a_failure_is_an_error_too() -> None:
         open_client(server.address) as client,
         pytest.raises(MappingError, match="needs PCP") as raised,
     ):
-        client.map_port(Protocol.TCP, 8080, options=(pcp.RawOption(2),))
+        client.map_port(Protocol.TCP, 8080, options=(pcp.ThirdParty("127.0.0.2"),))
     assert isinstance(raised.value.event, MappingFailed)
 
 
@@ -215,6 +215,37 @@ def test_without_the_announcement_port_the_client_works_and_says_so(
 @pytest.mark.requirement("NP-3.2.1-10")
 @pytest.mark.requirement("PCP-14.1.3-08")
 @pytest.mark.requirement("PCP-14.1.3-09")
+def test_closing_by_hand_releases_too_and_may_be_done_twice(server: Server) -> None:
+    with open_client(server.address) as client:
+        events = client.events()
+        client.map_port(Protocol.TCP, 8080)
+        client.close()
+        client.close()
+        assert [type(event) for event in events][-2:] == [MappingReleased, Closed]
+    server.close()
+    assert [type(event) for event in server.events] == [MappingCreated, MappingDeleted]
+
+
+def test_a_shared_socket_says_itself_where_requests_come_from(server: Server) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.2", 0))
+        with open_client(server.address, sock=sock) as client:
+            assert client.map_port(Protocol.TCP, 8080).external is not None  # else: ADDRESS_MISMATCH
+
+
+def test_an_icmp_error_of_any_kind_ends_the_attempt(silent: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prohibited(sock: object) -> None:
+        raise OSError(113, "No route to host")
+
+    with open_client(silent) as client:
+        monkeypatch.setattr(_sockets, "receive", prohibited)
+        with pytest.raises(MappingError) as raised:
+            client.map_port(Protocol.TCP, 8080)
+        monkeypatch.undo()
+    assert isinstance(raised.value.event, MappingRefused)
+    assert raised.value.event.reason is Reason.UNREACHABLE
+
+
 def test_two_programs_can_listen_for_announcements_on_one_host() -> None:
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_sockets.open_announcement_socket(("127.0.0.1", 0))) for _ in range(2)]

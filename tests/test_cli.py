@@ -105,6 +105,28 @@ def test_a_refusal_gets_one_sentence_and_status_1(at_gateway: Use, capsys: pytes
     )
 
 
+def test_a_refusal_is_an_event_for_those_who_read_events(
+    closed: Address, at_gateway: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_gateway(closed)
+    assert cli.run(["map", "tcp", "8080", "--json"]) == 1
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events][:2] == ["GatewayUnreachable", "MappingRefused"]
+    assert events[1]["reason"] == "UNREACHABLE"
+
+
+def test_giving_up_before_it_was_open_is_no_success(
+    silent: Address, at_gateway: Use, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: object, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    at_gateway(silent)
+    monkeypatch.setattr(blocking.Driven, "wait", interrupt)
+    assert cli.run(["map", "tcp", "8080"]) == 130
+    assert "not released" in capsys.readouterr().err
+
+
 def test_no_gateway_gets_one_sentence_and_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

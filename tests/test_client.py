@@ -188,7 +188,7 @@ def test_a_gateway_silent_to_both_is_asked_in_both_and_again_after_growing_waits
     client.map_port(Protocol.TCP, 8080, sim.now)
     sim.run_until(600.0)
     first = [(at, data[0]) for at, data in sends_of(sim) if at < 129.0]
-    assert [at for at, version in first if version == 2] == [0.0, 3.0, 9.0, 21.0, 45.0, 93.0]
+    assert [at for at, version in first if version == 2] == [0.0, 1.0, 3.0, 9.0, 21.0, 45.0, 93.0]
     assert [at for at, version in first if version == 0] == [1.0 + at for at in NAT_PMP_SENDS]
     assert times_of(sim, GatewayUnreachable) == [128.75]
     # 30 s, then 60 s after the end of the next attempt, which takes as long as the first one
@@ -562,7 +562,7 @@ def test_a_gateway_without_an_address_grants_all_the_same_and_the_address_is_non
     assert client.external_address is None
 
 
-def test_a_gateway_that_never_tells_its_address_is_left_alone_after_nine_questions() -> None:
+def test_a_gateway_that_never_tells_its_address_is_left_alone_after_four_questions() -> None:
     client, gateway = make_client((0,)), make_gateway((0,), external=None)
     sim = Simulation(client, gateway)
     client.map_port(Protocol.TCP, 8080, sim.now)
@@ -576,7 +576,7 @@ def test_a_gateway_that_never_tells_its_address_is_left_alone_after_nine_questio
     while (deadline := client.next_timeout()) is not None and deadline < 200.0:
         client.handle_timeout(deadline)
         questions += len(drain(client)[0])
-    assert questions == 9
+    assert questions == 4
 
 
 # --- versions
@@ -619,8 +619,8 @@ def test_a_gateway_silent_to_pcp_is_asked_in_nat_pmp_after_a_second_and_only_the
     drain(client)
     assert client.next_timeout() == 1.0
     client.handle_timeout(1.0)
-    (question,), _ = drain(client)
-    assert question == b"\0\0"
+    (copy, question), _ = drain(client)
+    assert (copy[0], question) == (2, b"\0\0")
     client.receive_datagram(natpmp_answer(question), SERVER, 1.25)
     (request,), events = drain(client)
     assert decode(request) == natpmp.MapRequest(Protocol.TCP, 8080)
@@ -639,7 +639,7 @@ def test_pcp_is_preferred_where_both_answer_also_when_it_answers_late() -> None:
     client.map_port(Protocol.TCP, 8080, 0.0)
     (in_pcp,), _ = drain(client)
     client.handle_timeout(1.0)
-    (question,), _ = drain(client)
+    (_, question), _ = drain(client)
     client.receive_datagram(natpmp_answer(question), SERVER, 1.25)
     (in_natpmp,), _ = drain(client)
     client.receive_datagram(answer(in_pcp), SERVER, 1.5)
@@ -683,7 +683,7 @@ def test_a_gateway_silent_to_nat_pmp_is_asked_in_pcp_where_nat_pmp_is_preferred(
     client.handle_timeout(0.75)
     drain(client)
     client.handle_timeout(1.0)
-    (probe,), _ = drain(client)
+    (_, probe), _ = drain(client)
     assert decode(probe) == pcp.AnnounceRequest(LOCAL)
     client.receive_datagram(pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, 1000).encode(), SERVER, 1.25)
     (request,), events = drain(client)
@@ -747,6 +747,55 @@ def test_a_version_error_is_not_believed_while_a_lease_with_a_nonce_is_in_force(
     assert client.version == 2
 
 
+def test_each_request_that_was_under_way_draws_its_own_version_error_and_one_is_enough() -> None:
+    client, gateway = make_client(), make_gateway((0,))
+    sim = Simulation(client, gateway, latency=0.01)
+    for port in (1, 2, 3):
+        client.map_port(Protocol.TCP, port, sim.now)
+    sim.run_until(2.0)
+    assert len(events_of(sim, MappingGranted)) == 3
+    assert events_of(sim, MappingRefused) == []
+
+
+def test_a_version_error_that_comes_while_the_other_version_is_asked_for_loses_no_request() -> None:
+    client = make_client()
+    client.map_port(Protocol.TCP, 8080, 0.0)
+    client.map_port(Protocol.TCP, 8081, 0.0)
+    client.handle_timeout(1.0)
+    drain(client)
+    client.receive_datagram(bytes.fromhex("00800001000004d2"), SERVER, 1.125)  # the probe is under way
+    (request,), _ = drain(client)
+    assert decode(request) == natpmp.MapRequest(Protocol.TCP, 8080)
+    assert client.next_timeout() is not None
+
+
+def test_one_lost_datagram_does_not_make_a_gateway_speak_nat_pmp_only() -> None:
+    held_in_time = 0
+    for seed in range(60):
+        client, gateway = make_client(rng=random.Random(seed)), make_gateway()
+        sim = Simulation(client, gateway, latency=0.01, loss=0.1, seed=seed)
+        client.map_port(Protocol.TCP, 8080, sim.now)
+        client.map_port(132, 8081, sim.now)  # the gateway maps no SCTP, and says so; NAT-PMP could not even ask
+        sim.run_until(60.0)
+        held_in_time += len(events_of(sim, MappingGranted))
+        assert {event.reason for event in events_of(sim, MappingFailed)} <= {Reason.UNSUPPORTED_PROTOCOL}
+    assert held_in_time == 60
+
+
+def test_what_needs_pcp_waits_for_it_at_a_gateway_that_was_only_silent_and_fails_in_the_end() -> None:
+    client, gateway = make_client(), make_gateway()
+    sim = Simulation(client, gateway)
+    client.map_port(132, 8081, sim.now)
+    gateway_in_natpmp = natpmp_answer(b"\0\0")
+    sim.connect(client, gateway, Link(loss=1.0))
+    sim.run_until(1.25)
+    assert sim.inject(client, gateway_in_natpmp, SERVER)
+    sim.run_until(100.0)
+    assert {data[0] for at, data in sends_of(sim) if at > 1.25} == {2}
+    (failed,) = [(at, event.reason) for at, event in sim.events if isinstance(event, MappingFailed)]
+    assert failed == (46.25, Reason.NEEDS_PCP)
+
+
 def test_a_version_error_that_answers_nothing_is_not_believed() -> None:
     client = make_client()
     assert client.receive_datagram(bytes.fromhex("00800001000004d2"), SERVER, 1.0)
@@ -756,7 +805,7 @@ def test_a_version_error_that_answers_nothing_is_not_believed() -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "port", "options"),
-    [(132, 5000, ()), (Protocol.TCP, 0, ()), (Protocol.TCP, 8080, (pcp.RawOption(2),))],
+    [(132, 5000, ()), (Protocol.TCP, 0, ()), (Protocol.TCP, 8080, (pcp.ThirdParty("192.168.1.20"),))],
 )
 def test_what_nat_pmp_cannot_do_fails_there_and_is_never_weakened(
     protocol: int, port: int, options: tuple[pcp.Option, ...]
@@ -782,7 +831,7 @@ def test_what_nat_pmp_cannot_do_fails_there_and_is_never_weakened(
 def test_an_option_that_a_server_may_ignore_may_be_left_out_in_nat_pmp() -> None:
     client, gateway = make_client(), make_gateway((0,))
     sim = Simulation(client, gateway)
-    client.map_port(Protocol.TCP, 8080, sim.now, options=(pcp.RawOption(128, b"web"),))
+    client.map_port(Protocol.TCP, 8080, sim.now, options=(pcp.Description("web"),))
     sim.run_until(1.0)
     assert len(events_of(sim, MappingGranted)) == 1
 
@@ -1149,6 +1198,29 @@ def test_a_refused_renewal_leaves_the_lease_alone_and_waits_for_the_errors_lifet
     assert (look.state, look.renew_at) == (MappingState.HELD, 890.625)
 
 
+def test_a_refusal_that_comes_after_the_wait_for_it_leaves_the_lease_alone_too() -> None:
+    client = make_client((2,))
+    mapping = held(client, lifetime=1000)
+    client.handle_timeout(562.5)
+    (renewal,), _ = drain(client)
+    client.handle_timeout(565.5)
+    client.receive_datagram(answer(renewal, result_code=7, lifetime=30, epoch=1567), SERVER, 567.0)
+    assert drain(client) == ([], [])
+    look = client.mapping(mapping)
+    assert look is not None
+    assert (look.state, look.renew_at) == (MappingState.HELD, 781.25)
+
+
+def test_pcp_renewals_of_a_tiny_lease_keep_four_seconds_apart() -> None:
+    client, gateway = make_client((2,)), make_gateway((2,), min_lifetime=1)
+    sim = Simulation(client, gateway)
+    client.map_port(Protocol.TCP, 8080, sim.now, lifetime=6)
+    sim.run_until(60.0)
+    renewed = times_of(sim, MappingRenewed)
+    assert len(renewed) > 3
+    assert all(b - a >= 4.0 for a, b in itertools.pairwise(renewed))
+
+
 def test_a_lease_that_ends_within_the_errors_lifetime_is_asked_for_again_only_after_it() -> None:
     client = make_client((2,))
     held(client, lifetime=1000)
@@ -1211,6 +1283,18 @@ def test_a_pcp_mapping_is_deleted_with_its_nonce_and_zeros_of_its_family() -> No
     assert not client.unmap(mapping, sim.now)
 
 
+def test_options_that_make_no_sense_in_a_delete_are_left_out_of_it() -> None:
+    client = make_client((2,))
+    sorts = (pcp.ThirdParty("192.168.1.20"), pcp.PreferFailure(), pcp.Filter(120, 0, "198.51.100.0"))
+    mapping = client.map_port(Protocol.TCP, 8080, 0.0, external_port=40000, options=sorts)
+    (request,), _ = drain(client)
+    client.receive_datagram(answer(request), SERVER, 0.0)
+    client.unmap(mapping, 1.0)
+    delete = decode(drain(client)[0][0])
+    assert isinstance(delete, pcp.MapRequest)
+    assert delete.options == sorts[:1]
+
+
 @pytest.mark.requirement("NP-3.4-04")
 @pytest.mark.requirement("NP-3.4-05")
 @pytest.mark.requirement("NP-3.1-13")
@@ -1248,7 +1332,7 @@ def test_nobody_asks_for_the_version_once_nothing_is_wanted() -> None:
     sim.run_until(1.5)
     client.unmap(mapping, sim.now)
     sim.run_until(200.0)
-    assert [(at, data[0]) for at, data in sends_of(sim)] == [(0.0, 2), (1.0, 0), (1.25, 0), (1.5, 2)]
+    assert [(at, data[0]) for at, data in sends_of(sim)] == [(0.0, 2), (1.0, 2), (1.0, 0), (1.25, 0), (1.5, 2)]
     assert [type(event) for _, event in sim.events] == [MappingReleased]
 
 
@@ -1278,6 +1362,50 @@ def test_a_late_grant_does_not_pass_for_the_answer_to_a_delete() -> None:
     # a server may keep it as long as traffic would, and says so with a lifetime but the port that was sent
     client.receive_datagram(answer(delete, lifetime=100), SERVER, 2.0)
     assert [type(event) for event in drain(client)[1]] == [MappingReleased]
+
+
+def test_a_delete_that_an_answer_overtakes_in_the_queue_is_not_sent() -> None:
+    client = make_client((2,))
+    first = held(client)
+    second = client.map_port(Protocol.UDP, 8081, 0.0, lifetime=1000)
+    (request,), _ = drain(client)
+    client.receive_datagram(answer(request, external_port=40001), SERVER, 0.0)
+    client.handle_timeout(562.5)
+    (renewal,), _ = drain(client)
+    client.unmap(first, 563.0)
+    (delete,), _ = drain(client)
+    client.receive_datagram(answer(delete, result_code=8, lifetime=30, epoch=1563), SERVER, 563.0)
+    client.unmap(second, 563.5)  # held back
+    client.receive_datagram(answer(renewal, result_code=2, lifetime=30, epoch=1564), SERVER, 564.0)
+    assert client.mapping(second) is None
+    client.handle_timeout(600.0)
+    assert drain(client)[0] == []
+    assert client.next_timeout() is None
+
+
+def test_a_late_copy_of_the_answer_to_a_delete_does_not_refuse_the_next_mapping_of_the_port() -> None:
+    client, gateway = make_client((0,)), make_gateway((0,))
+    sim = Simulation(client, gateway, latency=0.15)
+    mapping = client.map_port(Protocol.TCP, 8080, sim.now)
+    sim.run_until(100.0)
+    client.unmap(mapping, sim.now)
+    client.map_port(Protocol.TCP, 8080, sim.now)
+    sim.run_until(110.0)
+    assert events_of(sim, MappingRefused) == []
+    assert len(events_of(sim, MappingGranted)) == 2
+
+
+def test_closing_does_not_wait_for_what_a_gateway_holds_back() -> None:
+    client = make_client((2,))
+    first = held(client)
+    client.map_port(Protocol.UDP, 8081, 0.0)
+    (request,), _ = drain(client)
+    client.receive_datagram(answer(request, external_port=40001), SERVER, 0.0)
+    client.unmap(first, 1.0)
+    (delete,), _ = drain(client)
+    client.receive_datagram(answer(delete, result_code=8, lifetime=1800, epoch=1001), SERVER, 1.0)
+    client.close(2.0)
+    assert len(drain(client)[0]) == 1
 
 
 def test_a_port_that_is_wanted_again_waits_until_its_delete_is_answered() -> None:
@@ -1338,16 +1466,14 @@ def test_close_releases_everything_and_says_so_last() -> None:
     assert not client.receive_datagram(b"\0\x80\0\0", SERVER, sim.now)
 
 
-def test_closing_ends_a_question_that_is_still_open() -> None:
+def test_closing_ends_a_question_that_is_still_open_and_deletes_at_once() -> None:
     client = make_client((0,))
-    mapping = client.map_port(Protocol.TCP, 8080, 0.0)
+    client.map_port(Protocol.TCP, 8080, 0.0)
     (request,), _ = drain(client)
     client.receive_datagram(natpmp_answer(request), SERVER, 0.0)  # and now it asks for the address
     client.close(0.0)
-    drain(client)
-    assert client.mapping(mapping) is not None  # NAT-PMP: the delete waits for its turn
-    client.receive_datagram(natpmp_answer(b"\0\0"), SERVER, 0.5)
-    (delete,), _ = drain(client)
+    question, delete = drain(client)[0]
+    assert (question, decode(delete)) == (b"\0\0", natpmp.MapRequest(Protocol.TCP, 8080, 0, 0))
     client.receive_datagram(natpmp_answer(delete), SERVER, 0.5)
     assert drain(client)[1][-1] == Closed(gateway=SERVER)
 
@@ -1436,6 +1562,55 @@ def test_a_mapping_that_two_recoveries_queued_is_asked_for_once() -> None:
     assert [int.from_bytes(data[40:42]) for data in (third, first, second)] == [3, 1, 2]
 
 
+def test_a_recovery_that_meets_with_a_closed_port_is_tried_again() -> None:
+    client = make_client((2,))
+    mapping = held(client, lifetime=86400)
+    client.receive_datagram(pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, 0).encode(), SERVER, 100.0)
+    client.handle_timeout(102.5)
+    (request,), _ = drain(client)
+    client.gateway_unreachable(102.625)  # its daemon is not up yet
+    assert client.timers()[0] == TimerInfo(deadline=132.625, reason=Timer.RECOVER, mapping=None)
+    client.handle_timeout(132.625)
+    assert drain(client)[0] == [request]
+    client.receive_datagram(answer(request, epoch=32), SERVER, 132.625)
+    look = client.mapping(mapping)
+    assert look is not None
+    assert look.renew_at is not None
+
+
+def test_a_nat_pmp_recovery_that_nobody_answers_is_tried_again() -> None:
+    client, gateway = make_client((0,)), make_gateway((0,))
+    sim = Simulation(client, gateway)
+    client.map_port(Protocol.UDP, 5000, sim.now, lifetime=86400)
+    sim.run_until(10.0)
+    gateway.reboot(sim.now)
+    sim.run_until(11.0)
+    sim.connect(client, gateway, Link(loss=1.0))
+    sim.run_until(142.0)
+    sim.connect(client, gateway, Link())
+    sim.run_until(180.0)
+    assert len(gateway.mappings) == 1
+
+
+def test_a_closed_port_in_the_middle_of_a_short_lease_does_not_lose_it() -> None:
+    client = make_client((2,))
+    mapping = held(client, lifetime=60)
+    client.handle_timeout(33.75)
+    (renewal,), _ = drain(client)
+    client.gateway_unreachable(34.0)
+    look = client.mapping(mapping)
+    assert look is not None
+    assert look.renew_at is not None  # although the wait of 30 s would go beyond the lease
+    client.receive_datagram(pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, 1036).encode(), SERVER, 36.0)
+    client.handle_timeout(37.75)
+    assert drain(client)[0] == []
+    look = client.mapping(mapping)
+    assert look is not None
+    assert look.renew_at == 46.875  # the middle of its next window
+    client.handle_timeout(46.875)
+    assert drain(client)[0] == [renewal]
+
+
 def test_an_unanswered_recovery_goes_on_until_the_lease_is_over() -> None:
     client, gateway = make_client((2,)), make_gateway((2,))
     sim = Simulation(client, gateway)
@@ -1498,15 +1673,16 @@ def test_wrong_use_is_refused_before_anything_changes() -> None:
         client.map_port(Protocol.TCP, 80, 6.0, external_address="nowhere")
     with pytest.raises(LocalProtocolError, match="lifetime must be from 1"):
         client.map_port(Protocol.TCP, 80, 6.0, lifetime=0)
-    with pytest.raises(LocalProtocolError, match="ALL goes with internal port 0"):
+    with pytest.raises(LocalProtocolError, match="protocol 0 goes with internal_port 0 only"):
         client.map_port(Protocol.ALL, 80, 6.0)
-    with pytest.raises(LocalProtocolError, match="until must be later"):
-        client.map_port(Protocol.TCP, 80, 6.0, until=6.0)
+    for until in (6.0, float("inf"), float("nan")):
+        with pytest.raises(LocalProtocolError, match="until must be finite and later"):
+            client.map_port(Protocol.TCP, 80, 6.0, until=until)
     for now in (float("nan"), float("inf"), "soon"):
         with pytest.raises(LocalProtocolError, match="finite number"):
             client.map_port(Protocol.TCP, 80, now)  # type: ignore[arg-type]
     with pytest.raises(LocalProtocolError, match="would have 1164 octets"):
-        client.map_port(Protocol.TCP, 80, 6.0, options=(pcp.RawOption(128, bytes(1100)),))
+        client.map_port(Protocol.TCP, 80, 6.0, options=(pcp.RawOption(200, bytes(1100)),))
     assert (client.mappings, client.timers(), client.stats) == before
     assert drain(client) == ([], [])
 
@@ -1515,6 +1691,8 @@ def test_an_address_that_is_none_is_refused() -> None:
     for gateway in (("nowhere", 5351), ("192.168.1.1", 0), ("192.168.1.1",), "192.168.1.1"):
         with pytest.raises(LocalProtocolError, match="gateway must be a socket address"):
             Client(gateway, local_address=LOCAL)  # type: ignore[arg-type]
+    with pytest.raises(LocalProtocolError, match="needs its scope id"):
+        Client(("fe80::1%eth0", 5351), local_address="fe80::7")
     with pytest.raises(LocalProtocolError, match="not an IP address"):
         Client(SERVER, local_address="nowhere")
 

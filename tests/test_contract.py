@@ -555,7 +555,7 @@ def test_what_is_not_ours_is_said_to_be_not_ours() -> None:
     stun = bytes.fromhex("000100002112a442") + bytes(12)
     assert not client.receive_datagram(stun, SERVER, 1.0)
     assert not client.receive_datagram(b"\2\x80\0\0" + bytes(20), STRANGER, 1.0)
-    assert client.receive_datagram(b"\2\x83\0\0" + bytes(20), SERVER, 1.0)
+    assert client.receive_datagram(b"\2\x84\0\0" + bytes(20), SERVER, 1.0)
     assert client.stats.datagrams_unmatched == 1
     assert client.receive_datagram(b"\2\x81\0\0", SERVER, 1.0)
     assert client.stats.datagrams_invalid == 1

@@ -31,7 +31,7 @@ from natpmp_sansio import (
     pcp,
 )
 from natpmp_sansio.wire import is_response
-from natpmp_sansio.wire.options import RawOption
+from natpmp_sansio.wire.options import Option, RawOption
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 HOST: Address = (LOCAL, 40001)
@@ -54,11 +54,11 @@ def octets_of(name: str) -> bytes:
 
 
 def ask_bytes(gateway: Gateway, data: bytes, now: float = 0.0, source: Address = HOST) -> tuple[bytes, list[Event]]:
-    """The one answer to a request, and what else happened."""
+    """The one answer to a request, and what else happened; announcements that were due by then are none."""
     assert gateway.receive_datagram(data, source, now) is True
-    datagrams, events = drain(gateway)
-    assert len(datagrams) == 1
-    return datagrams[0], events
+    outputs = list(gateway.outputs())
+    (answer,) = [each.data for each in outputs if isinstance(each, SendDatagram) and each.addr == source]
+    return answer, [each for each in outputs if not isinstance(each, SendDatagram)]
 
 
 def ask(
@@ -94,7 +94,7 @@ def pcp_map(
     nonce: bytes = NONCE,
     now: float = 0.0,
     source: Address = HOST,
-    options: tuple[RawOption, ...] = (),
+    options: tuple[Option, ...] = (),
 ) -> pcp.MapResponse:
     """The answer; what has to be echoed is checked here."""
     request = pcp.MapRequest(
@@ -213,6 +213,18 @@ def test_a_host_that_has_used_up_its_quota_gets_the_golden_refusal_and_others_do
     assert events == []
     assert pcp_map(gateway, TCP, 80, now=1234.0, source=OTHER).result_code == Code.SUCCESS
     assert pcp_map(gateway, TCP, 1, now=1234.0, source=host).result_code == Code.SUCCESS  # what it has it keeps
+
+
+def test_a_host_that_has_used_up_its_quota_gets_out_of_resources_in_nat_pmp() -> None:
+    """RFC 6886 section 3.5 has no code for a quota of its own."""
+    gateway = make_gateway(max_mappings_per_host=2)
+    assert pcp_map(gateway, TCP, 1).result_code == Code.SUCCESS
+    assert natpmp_map(gateway, TCP, 2, lifetime=60) == (OK, gateway.mappings[1].external.port, 60)
+    assert natpmp_map(gateway, TCP, 3) == (natpmp.ResultCode(4), 0, 0)
+    assert natpmp_map(gateway, TCP, 3, source=OTHER)[0] == OK
+    assert natpmp_map(gateway, TCP, 2, now=30.0)[0] == OK  # what it has it keeps
+    assert natpmp_map(gateway, TCP, 2, lifetime=0, now=31.0)[0] == OK
+    assert natpmp_map(gateway, TCP, 3, now=32.0)[0] == OK
 
 
 @pytest.mark.requirement("PCP-7.4-11")
@@ -672,10 +684,12 @@ def test_a_nat_pmp_map_request_that_is_cut_off_is_dropped(octets: str) -> None:
     assert list(gateway.outputs()) == []
 
 
-def test_a_version_error_whose_response_bit_is_clear_is_not_answered() -> None:
+@pytest.mark.parametrize("versions", [(2, 0), (2,), (0,)])
+def test_a_version_error_whose_response_bit_is_clear_is_not_answered(versions: tuple[int, ...]) -> None:
     """RFC 6886 section 3.5 prints it so; two gateways must not answer each other's errors for ever."""
-    gateway = make_gateway()
-    gateway.receive_datagram(octets_of("NP-UNSUPPVER-RSP-PRINTED"), HOST, 0.0)
+    gateway = make_gateway(versions)
+    assert gateway.receive_datagram(octets_of("NP-UNSUPPVER-RSP-PRINTED"), HOST, 0.0) is False
+    assert gateway.next_timeout() is None
     assert list(gateway.outputs()) == []
 
 
@@ -683,6 +697,8 @@ ALIEN = pcp.MapRequest(IPv4Address("10.9.9.9"), NONCE, 132, 80)
 OWN = pcp.MapRequest(IPv4Address(LOCAL), NONCE, TCP, 80)
 BROKEN_OPTION = bytes.fromhex("c80001f4")
 MANDATORY = RawOption(100, b"abcd").encode()
+# Protocol 0, all protocols, goes with port 0, all ports: no constructor makes this one.
+ALL_OF_PORT_80 = OWN.encode()[:36] + b"\0" + OWN.encode()[37:]
 
 
 @pytest.mark.requirement("PCP-8.2-01")
@@ -703,8 +719,8 @@ MANDATORY = RawOption(100, b"abcd").encode()
         (ALIEN.encode()[:40], Code.MALFORMED_REQUEST),
         (ALIEN.encode() + BROKEN_OPTION, Code.ADDRESS_MISMATCH),
         (OWN.encode() + MANDATORY + BROKEN_OPTION, Code.MALFORMED_OPTION),
-        (pcp.MapRequest(IPv4Address(LOCAL), NONCE, 0, 80).encode() + MANDATORY, Code.UNSUPP_OPTION),
-        (pcp.MapRequest(IPv4Address(LOCAL), NONCE, 0, 80).encode(), Code.MALFORMED_REQUEST),
+        (ALL_OF_PORT_80 + MANDATORY, Code.UNSUPP_OPTION),
+        (ALL_OF_PORT_80, Code.MALFORMED_REQUEST),
         (pcp.MapRequest(IPv4Address(LOCAL), NONCE, 132, 80).encode(), Code.UNSUPP_PROTOCOL),
         # the same for the other opcode
         (pcp.AnnounceRequest(IPv4Address("10.9.9.9")).encode() + BROKEN_OPTION, Code.ADDRESS_MISMATCH),
@@ -725,11 +741,19 @@ def test_a_request_that_can_never_be_right_is_told_so_before_its_nonce_is_looked
     gateway = make_gateway(external=None)
     gateway_with = make_gateway()
     pcp_map(gateway_with, TCP, 80)
-    assert pcp_map(gateway_with, 0, 80, nonce=OTHER_NONCE).result_code == Code.MALFORMED_REQUEST
+    reply, _ = ask_bytes(gateway_with, ALL_OF_PORT_80[:24] + OTHER_NONCE + ALL_OF_PORT_80[36:])
+    assert reply[3] == Code.MALFORMED_REQUEST
     gateway_with.set_external_address(None, 1.0)
     drain(gateway_with)
     assert pcp_map(gateway_with, TCP, 80, nonce=OTHER_NONCE, now=1.0).result_code == Code.NOT_AUTHORIZED
     assert pcp_map(gateway, TCP, 80).result_code == Code.NETWORK_FAILURE
+
+
+@pytest.mark.requirement("PCP-11.3-03")
+@pytest.mark.parametrize("lifetime", [0, 60])
+def test_all_protocols_of_one_port_is_malformed_also_in_a_delete(lifetime: int) -> None:
+    reply, events = ask_bytes(make_gateway(), ALL_OF_PORT_80[:4] + lifetime.to_bytes(4) + ALL_OF_PORT_80[8:])
+    assert (reply[3], events) == (Code.MALFORMED_REQUEST, [])
 
 
 @pytest.mark.requirement("PCP-11.3-03")
@@ -746,8 +770,6 @@ def test_a_request_that_can_never_be_right_is_told_so_before_its_nonce_is_looked
         (47, 0, 60, Code.UNSUPP_PROTOCOL),
         (17, 0, 60, Code.UNSUPP_PROTOCOL),
         (0, 0, 60, Code.UNSUPP_PROTOCOL),
-        (0, 80, 60, Code.MALFORMED_REQUEST),
-        (0, 80, 0, Code.MALFORMED_REQUEST),
         (132, 5000, 0, Code.SUCCESS),  # a delete of what is not there
         (17, 0, 0, Code.SUCCESS),
         (0, 0, 0, Code.SUCCESS),
@@ -834,13 +856,20 @@ def test_every_answer_of_pcp_has_version_2_the_response_bit_and_the_opcode_of_it
 @pytest.mark.requirement("PCP-18.1-01")
 def test_an_option_that_is_not_known_is_refused_if_mandatory_and_left_out_if_not() -> None:
     gateway = make_gateway()
-    for code in (1, 2, 100, 127):
-        reply = pcp_map(gateway, TCP, 80, options=(RawOption(200, b"a"), RawOption(code, bytes(16))))
+    mandatory: tuple[Option, ...] = (
+        pcp.ThirdParty(IPv4Address("192.168.1.20")),
+        pcp.PreferFailure(),
+        pcp.Filter(),
+        RawOption(127),
+    )
+    for option in mandatory:
+        reply = pcp_map(gateway, TCP, 80, 8080, options=(RawOption(200, b"a"), option))
         assert reply.result_code == Code.UNSUPP_OPTION
-        assert reply.options == (RawOption(200, b"a"), RawOption(code, bytes(16)))
+        assert reply.options == (RawOption(200, b"a"), option)
         assert not gateway.mappings
-    for code in (128, 200, 255):
-        reply = pcp_map(gateway, TCP, 80, options=(RawOption(code, b"a"),))
+    optional: tuple[Option, ...] = (pcp.Description("a"), pcp.Prefix64(), pcp.PortSet(2, 80), RawOption(255))
+    for option in optional:
+        reply = pcp_map(gateway, TCP, 80, options=(option,))
         assert (reply.result_code, reply.options) == (Code.SUCCESS, ())
 
 
@@ -914,15 +943,23 @@ def test_a_mapping_can_be_deleted_while_there_is_no_external_address() -> None:
 
 
 @pytest.mark.requirement("PCP-11.3-08")
-def test_the_lifetime_of_a_refusal_is_never_negative() -> None:
-    """The driver hands in a datagram before it notices that the mapping has expired."""
+def test_the_lifetime_of_a_refusal_is_never_shorter_than_the_mapping_that_is_in_the_way() -> None:
     gateway = make_gateway()
     pcp_map(gateway, TCP, 80, lifetime=120)
-    refused = pcp_map(gateway, TCP, 80, nonce=OTHER_NONCE, now=130.0)
-    assert (refused.result_code, refused.lifetime) == (Code.NOT_AUTHORIZED, 0)
-    gateway.handle_timeout(130.0)
-    drain(gateway)
-    assert pcp_map(gateway, TCP, 80, nonce=OTHER_NONCE, now=130.0).result_code == Code.SUCCESS
+    refused = pcp_map(gateway, TCP, 80, nonce=OTHER_NONCE, now=119.5)
+    assert (refused.result_code, refused.lifetime) == (Code.NOT_AUTHORIZED, 1)
+
+
+@pytest.mark.parametrize("now", [120.0, 500.0])
+def test_a_mapping_past_its_expiry_is_gone_although_nobody_has_called_handle_timeout(now: float) -> None:
+    """A driver may hand in a datagram before it notices that the mapping has expired."""
+    gateway = make_gateway(first_port=8080, last_port=8080)
+    pcp_map(gateway, TCP, 80, lifetime=120)
+    assert natpmp_map(gateway, TCP, 80, source=OTHER, now=119.0)[0] == natpmp.ResultCode.OUT_OF_RESOURCES
+    _, events = ask_bytes(gateway, natpmp.MapRequest(TCP, 80).encode(), now, OTHER)
+    assert [type(event) for event in events] == [MappingExpired, MappingCreated]
+    (mapping,) = gateway.mappings
+    assert (str(mapping.internal), mapping.expires_at) == ("192.168.1.8:80", now + 7200)
 
 
 @pytest.mark.requirement("PCP-11.1-03")

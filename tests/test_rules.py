@@ -463,7 +463,7 @@ def test_the_versions_may_be_any_iterable() -> None:
         (lambda: Config(window=typing.cast("int", 1.5)), "Config.window must be a positive integer, not 1.5"),
         (lambda: Config(delete_attempts=0), "Config.delete_attempts must be a positive integer, not 0"),
         (lambda: Config(max_lifetime=0), "Config.max_lifetime must be a positive integer, not 0"),
-        (lambda: Config(fallback_delay=-1.0), "Config.fallback_delay must be a number of seconds, not -1.0"),
+        (lambda: Config(fallback_delay=-1.0), "Config.fallback_delay must be from 0 to 2.5 seconds, not -1.0"),
         (
             lambda: Config(version_memory=float("inf")),
             "Config.version_memory must be a number of seconds, not inf",
@@ -484,7 +484,22 @@ def test_the_versions_may_be_any_iterable() -> None:
             lambda: GatewayConfig(last_port=typing.cast("int", "80")),
             "GatewayConfig.last_port must be a port from 1 to 65535, not '80'",
         ),
-        (lambda: GatewayConfig(min_lifetime=0), "GatewayConfig.min_lifetime must be a positive integer, not 0"),
+        (
+            lambda: GatewayConfig(min_lifetime=0),
+            "GatewayConfig.min_lifetime must be a lifetime from 1 to 4294967295, not 0",
+        ),
+        (
+            lambda: GatewayConfig(max_lifetime=2**32),
+            "GatewayConfig.max_lifetime must be a lifetime from 1 to 4294967295, not 4294967296",
+        ),
+        (
+            lambda: GatewayConfig(min_lifetime=2**32, max_lifetime=2**32),
+            "GatewayConfig.min_lifetime must be a lifetime from 1 to 4294967295, not 4294967296",
+        ),
+        (
+            lambda: GatewayConfig(versions=typing.cast("tuple[int, ...]", None)),
+            "GatewayConfig.versions must be 2 (PCP), 0 (NAT-PMP) or both, not (None,)",
+        ),
         (
             lambda: GatewayConfig(max_mappings_per_host=0),
             "GatewayConfig.max_mappings_per_host must be a positive integer, not 0",

@@ -371,7 +371,7 @@ def test_a_transcript_writes_ipv6_addresses_in_brackets() -> None:
     a.send(b"", b.bind_address)
     sim.run_until(0.0)
     assert sim.transcript() == (
-        "    0.000000 [fe80::1]:1000 > [fe80::2]:1000 0 octets, no message: empty datagram (at octet 0)"
+        "    0.000000 [fe80::1]:1000 > [fe80::2]:1000 0 octets, no message: too short for a PCP header (at octet 0)"
     )
 
 

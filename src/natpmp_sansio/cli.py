@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 import logging
+import re
 import signal
+import sys
 import threading
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv6Address
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import attrs
 import click
 from rich.console import Console
 from rich.text import Text
 
+from . import wire
 from .adapters import _sockets
 from .adapters.blocking import BlockingClient, drive, open_client
 from .config import GatewayConfig
-from .errors import LocalProtocolError, NatPmpError
+from .errors import DecodeError, LocalProtocolError, NatPmpError
 from .events import (
     Closed,
     Event,
@@ -35,7 +40,8 @@ from .events import (
     Reason,
 )
 from .gateway import Gateway
-from .wire.fields import MAX_LIFETIME, Endpoint, Protocol
+from .wire.fields import CLIENT_PORT, MAX_LIFETIME, SERVER_PORT, Endpoint, Protocol
+from .wire.options import Option
 
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -92,6 +98,15 @@ class _Number(click.ParamType[int]):
         raise click.BadParameter(text, ctx, param)
 
 
+def _to_octets(text: str) -> bytes:
+    """A datagram from its hex as people copy it: with spaces, colons or 0x in between, or without."""
+    try:
+        return bytes.fromhex(re.sub("0[xX]|:", " ", text))
+    except ValueError:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise click.BadParameter(f"{shown!r} is no datagram in hex; one is 00:00") from None
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="natpmp-sansio")
 def natpmp() -> None:
@@ -134,13 +149,11 @@ def map_command(
     show = _show_json if as_json else _show_text
     with _termination_as_interrupt(), _datagrams_shown(_err if verbose else None), open_client(gateway) as client:
         events = client.events()
+        status = 130  # until it has been open
         try:
             client.map_port(protocol, port, timeout=float(timeout), external_port=external_port or 0, lifetime=lifetime)
-            for event in events.pending():
-                show(event)
-            if not as_json:
-                _err.print("Ctrl-C closes it.")
-            for event in events:
+            status = 0
+            for event in itertools.chain(events.pending(), _hint_then(events, as_json=as_json)):
                 show(event)
                 if isinstance(event, MappingFailed):
                     raise MappingError(event)
@@ -148,7 +161,11 @@ def map_command(
             _release(client)
             for event in events.pending():
                 show(event)
-    return 0
+        except (MappingError, TimeoutError):
+            for event in events.pending() if as_json else ():
+                show(event)
+            raise
+    return status
 
 
 @natpmp.command()
@@ -186,11 +203,117 @@ def demo(*, quiet: bool) -> int:
     return 0
 
 
+@attrs.frozen
+class _Seen:
+    """A datagram, and of a capture also `time`, `source` and `destination`."""
+
+    data: bytes
+    place: dict[str, typing.Any] = attrs.field(factory=dict)
+
+
+@natpmp.command("decode")
+@click.argument("datagrams", nargs=-1, type=_to_octets, metavar="[HEX]...")
+@click.option("--pcap", "capture", type=click.File("rb"), metavar="FILE", help="Read a capture; - is standard input.")
+@click.option("--strict", is_flag=True, help="Refuse what a conforming sender would not send.")
+@click.option("--json", "as_json", is_flag=True, help="Print datagrams as JSON, one a line.")
+def decode_command(
+    datagrams: tuple[bytes, ...], capture: typing.BinaryIO | None, *, strict: bool, as_json: bool
+) -> int:
+    """Say what datagrams mean: each HEX, or else each line of standard input, or those in a capture."""
+    if capture is not None and datagrams:
+        raise click.UsageError("Datagrams come as HEX or from --pcap, not both")
+    found: Iterable[_Seen] = [_Seen(data) for data in datagrams] or _read_lines()
+    if capture is not None:
+        found = _read_capture(capture)
+    status = 0
+    for seen in found:
+        outcome = _decode(seen.data, strict=strict)
+        if isinstance(outcome, DecodeError):
+            status = 1
+        if as_json:
+            _print_json(seen.place | _describe_in_full(outcome) | {"hex": seen.data.hex()})
+        else:
+            _out.print(Text(_describe_place(seen) + _describe(seen.data, outcome)))
+    return status
+
+
+def _read_lines() -> Iterator[_Seen]:
+    """The lines of standard input; # starts a comment."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        text = line.decode("ascii", "replace").partition("#")[0].strip()
+        try:
+            if text:
+                yield _Seen(_to_octets(text))
+        except click.BadParameter as error:
+            raise click.UsageError(f"Line {number}: {error.message}") from None
+
+
+def _read_capture(file: typing.BinaryIO) -> Iterator[_Seen]:
+    """The datagrams from or to a port of ours in a pcap or pcapng file."""
+    try:
+        from scapy.error import Scapy_Exception
+        from scapy.layers.inet import IP, UDP
+        from scapy.layers.inet6 import IPv6
+        from scapy.utils import PcapReader
+    except ModuleNotFoundError:
+        raise NatPmpError("captures are read with scapy, which is not here; install natpmp-sansio[pcap]") from None
+    try:
+        packets: Iterable[typing.Any] = PcapReader(typing.cast("typing.Any", file))
+        for packet in packets:
+            ip = udp = packet.getlayer(UDP)
+            while ip and not isinstance(ip, IP | IPv6):  # the innermost, if there is a tunnel
+                ip = ip.underlayer
+            if ip and {udp.sport, udp.dport} & {CLIENT_PORT, SERVER_PORT}:
+                source = Endpoint(ip_address(ip.src), udp.sport)
+                destination = Endpoint(ip_address(ip.dst), udp.dport)
+                place = {"time": float(packet.time), "source": source, "destination": destination}
+                yield _Seen(udp.original[8 : udp.len], place)
+    except Scapy_Exception:
+        raise NatPmpError(f"{file.name} is no pcap or pcapng file") from None
+
+
+def _decode(data: bytes, *, strict: bool) -> wire.Message | DecodeError:
+    try:
+        return wire.decode(data, strict=strict)
+    except DecodeError as error:
+        return error
+
+
+def _describe(data: bytes, outcome: wire.Message | DecodeError) -> str:
+    """In one line; an error may be one of strictness, of which `wire.describe` knows nothing."""
+    return f"{len(data)} octets, no message: {outcome}" if isinstance(outcome, DecodeError) else wire.describe(data)
+
+
+def _describe_in_full(outcome: wire.Message | DecodeError) -> dict[str, object]:
+    if isinstance(outcome, DecodeError):
+        return {"error": outcome.reason, "offset": outcome.offset}
+    kind = type(outcome)
+    name = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+    return {"message": name} | _fields(outcome) | {"irregular": outcome.received is not None}
+
+
+def _describe_place(seen: _Seen) -> str:
+    if not seen.place:
+        return ""
+    try:
+        time_of_day = datetime.fromtimestamp(seen.place["time"], UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError):  # a broken capture may claim any
+        time_of_day = "at no time"
+    return f"{time_of_day}  {seen.place['source']} > {seen.place['destination']}  "
+
+
+def _hint_then(events: Iterator[Event], *, as_json: bool) -> Iterator[Event]:
+    if not as_json:
+        _err.print("Ctrl-C closes it.")
+    yield from events
+
+
 def _release(client: BlockingClient) -> None:
     """Tell the gateway; a second Ctrl-C cuts that short."""
     try:
         client.release()
     except KeyboardInterrupt:
+        client.abandon()
         _err.print("not released: its lease runs out by itself")
 
 
@@ -214,13 +337,27 @@ def _show_json(event: Event) -> None:
     if isinstance(fields.get("protocol"), Protocol):
         fields["protocol"] = fields["protocol"].name
     fields["gateway"] = event.gateway[0]
-    print(json.dumps({"event": type(event).__name__} | fields, default=_to_json), flush=True)  # noqa: T201
+    _print_json({"event": type(event).__name__} | fields)
+
+
+def _print_json(fields: dict[str, typing.Any]) -> None:
+    print(json.dumps(fields, default=_to_json), flush=True)  # noqa: T201
+
+
+def _fields(thing: typing.Any) -> dict[str, object]:
+    """The fields of a message or an option, with enums by name: json takes an IntEnum for its number."""
+    values = attrs.asdict(thing, recurse=False, filter=lambda field, value: field.name != "received")
+    return {name: value.name if isinstance(value, enum.Enum) else value for name, value in values.items()}
 
 
 def _to_json(value: object) -> object:
     if isinstance(value, Endpoint):
         return {"address": value.address and str(value.address), "port": value.port}
-    if isinstance(value, IPv4Address | IPv6Address):
+    if isinstance(value, Option):
+        return {"option": type(value).__name__} | _fields(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, IPv4Address | IPv6Address | IPv4Network | IPv6Network):
         return str(value)
     if isinstance(value, enum.Enum):
         return value.name

@@ -50,9 +50,9 @@ from .events import (
     Reason,
     VersionNegotiated,
 )
-from .retransmission import MIN_RENEWAL_GAP, recovery_delay
+from .retransmission import recovery_delay
 from .wire import decode, is_response, pcp
-from .wire.fields import MAX_LIFETIME, Endpoint, IPAddress, Protocol, to_address, to_protocol
+from .wire.fields import MAX_LIFETIME, Endpoint, IPAddress, Protocol, Value, to_address, to_protocol, unpack_address
 
 
 class MappingState(enum.Enum):
@@ -64,8 +64,8 @@ class MappingState(enum.Enum):
     RELEASING = "being deleted"
 
 
-@attrs.frozen(kw_only=True)
-class Mapping:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Mapping(Value):
     """A look at one mapping. Times are seconds on the caller's clock; what does not apply is None."""
 
     id: MappingId
@@ -105,8 +105,8 @@ class Timer(enum.Enum):
     HOLD = "the gateway was out of resources and may have some again"
 
 
-@attrs.frozen(kw_only=True)
-class TimerInfo:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class TimerInfo(Value):
     """One entry of `Client.timers()`."""
 
     deadline: float
@@ -114,8 +114,8 @@ class TimerInfo:
     mapping: MappingId | None
 
 
-@attrs.frozen(kw_only=True)
-class Stats:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Stats(Value):
     """What the client saw and did not act on. Datagrams are dropped when nobody drains the output."""
 
     datagrams_invalid: int
@@ -149,6 +149,10 @@ class Client(Machine["_TimerKey"]):
         super().__init__()
         self._gateway = gateway
         self._peer = checked_peer(gateway, "gateway")
+        if unpack_address(self._peer[0]).is_link_local and len(gateway) == 2 and ":" in gateway[0]:
+            raise LocalProtocolError(
+                f"a link-local gateway needs its scope id: ({gateway[0]!r}, {gateway[1]}, 0, 2), say"
+            )
         self._local = to_address(local_address)
         self._config = config or Config()
         self._rng = rng or random.SystemRandom()
@@ -164,6 +168,7 @@ class Client(Machine["_TimerKey"]):
 
         self._current: Dialect | None = None  # what the gateway was last found to speak
         self._current_until = -math.inf
+        self._is_certain = False  # whether the gateway itself said so, or was only silent to the other version
         self._told_version: int | None = None
         self._refused_versions: set[int] = set()
         self._external_address: IPAddress | None = None
@@ -267,8 +272,8 @@ class Client(Machine["_TimerKey"]):
         target = (wish.protocol, wish.internal_port)
         if target in self._wanted:
             raise LocalProtocolError(f"there is a mapping for {protocol!r} port {internal_port} already")
-        if until is not None and not until > now:
-            raise LocalProtocolError(f"until must be later than now ({now!r}), not {until!r}")
+        if until is not None and not now < until < math.inf:
+            raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {until!r}")
         now = self._advance(now)
         self._last_id += 1
         wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
@@ -406,6 +411,9 @@ class Client(Machine["_TimerKey"]):
             else:
                 self._unmatched += 1
             return
+        if awaited and not dialect.has_nonce and mapping.state is not MappingState.RELEASING and answer.is_deletion:
+            self._unmatched += 1  # a copy of the answer to an earlier delete of the same port
+            return
         self._heard(dialect, answer.epoch, now)
         self._refused_versions.clear()
         self._adopt(dialect, now)
@@ -426,6 +434,7 @@ class Client(Machine["_TimerKey"]):
         mapping.lifetime = float(min(answer.lifetime, self._config.max_lifetime))
         mapping.granted_at, mapping.expires_at = now, now + mapping.lifetime
         mapping.retry_at, mapping.renewals, mapping.hold_until = None, 0, -math.inf
+        mapping.is_renewal_open = False
         self._timers.cancel((Timer.RETRY, mapping))
         self._timers.set((Timer.EXPIRE, mapping), mapping.expires_at)
         self._schedule_renewal(mapping, now)
@@ -471,9 +480,10 @@ class Client(Machine["_TimerKey"]):
         if answer.server_wide:  # RFC 6887 section 11.4
             self._hold_new_until = now + hold
             self._wake_after_hold(now)
-        if mapping.state is MappingState.HELD and exchange is not None and exchange.purpose is _Purpose.RENEW:
+        asked_to_renew = mapping.is_renewal_open if exchange is None else exchange.purpose is _Purpose.RENEW
+        if mapping.state is MappingState.HELD and asked_to_renew:
             # The lease stands; the same request is not sent again within the error's lifetime (RFC 6887 section 8.3).
-            mapping.hold_until = now + hold
+            mapping.hold_until, mapping.is_renewal_open = now + hold, False
             self._schedule_renewal(mapping, now + hold)
         elif mapping.state is MappingState.HELD:
             self._lose(mapping, reason, code, now + hold, now)
@@ -494,12 +504,15 @@ class Client(Machine["_TimerKey"]):
         """Go over to the version offered, at once and with the same request (RFC 6886 section 1.1, 6887 section 9)."""
         offered = self._dialects.get(error.offered)
         affected = [exchange for exchange in self._exchanges if exchange.dialect is not offered]
-        if self._is_proven_other_than(offered) or not self._exchanges:
-            self._unmatched += 1  # not believed: who answered with our nonce speaks its version
+        if self._is_proven_other_than(offered) or (not affected and offered is self._current) or not self._exchanges:
+            # Not believed: who answered with our nonce speaks its version. Or nothing new: each request that was under
+            # way draws its own error, and the first was enough.
+            self._unmatched += 1
         elif offered is not None and affected and error.offered not in self._refused_versions:
             self._refused_versions.update(exchange.dialect.version for exchange in affected)
             self._contact()
             self._adopt(offered, now)
+            self._is_certain = True
         else:
             self._refused_versions.clear()
             self._contact()
@@ -540,7 +553,9 @@ class Client(Machine["_TimerKey"]):
         self._emit(GatewayRecovered(gateway=self._gateway))
         for mapping in self._mappings.values():
             if mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
-                self._timers.set((Timer.RETRY, mapping), self._now)
+                self._retry_later(mapping, self._now)
+            elif mapping.state is MappingState.HELD and mapping.exchange is None and mapping.is_renewal_open:
+                self._schedule_renewal(mapping, self._now)  # it was put off
 
     def _learn_address(self, address: IPAddress | None, now: float) -> None:
         if address is None:
@@ -590,6 +605,7 @@ class Client(Machine["_TimerKey"]):
         if self._current is dialect:
             return
         self._current = dialect
+        self._is_certain = dialect is self._preferred
         self._current_until = math.inf if dialect is self._preferred else now + self._config.version_memory
         self._timers.cancel((Timer.FALLBACK, None))
         if self._told_version != dialect.version:
@@ -604,10 +620,19 @@ class Client(Machine["_TimerKey"]):
         self._tasks.extendleft(reversed(again))
 
     def _on_fallback(self, now: float) -> None:
-        """Ask in the other dialects as well, with a request that changes nothing there."""
+        """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
+        one, so that a single lost datagram does not decide."""
+        if not self._is_asking:
+            return
+        first = next(exchange for exchange in self._exchanges if exchange.purpose in _ASKING)
+        self._send(first.data, self._gateway, first)
         for dialect in self._dialects.values():
-            if dialect is not self._preferred and self._is_asking and self._has_room(dialect):
+            if dialect is first.dialect:
+                continue
+            if self._has_room(dialect):
                 self._start(_Purpose.PROBE, None, dialect, now)
+            else:
+                self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
 
     # --- time
 
@@ -628,7 +653,7 @@ class Client(Machine["_TimerKey"]):
         elif mapping.state is MappingState.HELD:
             if exchange.dialect.renewal_attempts > 1:
                 self._lose_contact(Reason.NO_ANSWER)
-            self._schedule_renewal(mapping, max(now, exchange.sent_at + MIN_RENEWAL_GAP))
+            self._ask_again(mapping, now, now + self._config.min_hold)
         else:
             self._give_up(Reason.NO_ANSWER, now)
 
@@ -636,6 +661,10 @@ class Client(Machine["_TimerKey"]):
         """A request that is sent for ever has met with silence for long enough to say so."""
         mapping = exchange.mapping
         if mapping is None or mapping.state is not MappingState.REQUESTING:
+            return
+        if self._current is not None and not self._current.supports(mapping.wish):
+            about = mapping.about(self._gateway)
+            self._finish(mapping, MappingFailed(**about, reason=Reason.NEEDS_PCP, result_code=None))
             return
         if any(other.purpose is _Purpose.PROBE for other in self._exchanges):
             return  # the verdict comes when the other dialect has met with silence, too
@@ -671,7 +700,7 @@ class Client(Machine["_TimerKey"]):
                 self._end(mapping.exchange)
                 self._tasks.append((_Purpose.RECOVER, mapping))
             elif mapping.state is MappingState.REFUSED:
-                self._timers.set((Timer.RETRY, mapping), now)
+                self._retry_later(mapping, now)
 
     def _schedule_renewal(self, mapping: _Mapping, earliest: float) -> None:
         """The next try to renew that is not before `earliest`; none if the lease is over by then."""
@@ -679,13 +708,22 @@ class Client(Machine["_TimerKey"]):
         assert dialect is not None
         mapping.renew_at = None
         self._timers.cancel((Timer.RENEW, mapping))
+        earliest = max(earliest, mapping.renewal_sent_at + dialect.renewal_gap)
+        attempt = mapping.renewals
         while earliest < mapping.expires_at:
-            mapping.renewals += 1
-            at = mapping.granted_at + dialect.renewal(mapping.renewals, mapping.lifetime)
+            attempt += 1
+            at = mapping.granted_at + dialect.renewal(attempt, mapping.lifetime)
             if at >= earliest:
-                mapping.renew_at = at
+                mapping.renew_at, mapping.next_renewal = at, attempt
                 self._timers.set((Timer.RENEW, mapping), at)
                 return
+
+    def _ask_again(self, mapping: _Mapping, renew_after: float, recover_at: float) -> None:
+        """Nobody answered the request of a mapping that is held: renew later, or recover if the gateway lost it."""
+        if mapping.generation == self._generation:
+            self._schedule_renewal(mapping, renew_after)
+        elif self._timers.deadline((Timer.RECOVER, None)) is None:
+            self._timers.set((Timer.RECOVER, None), recover_at)
 
     def _give_up(self, reason: Reason, now: float) -> None:
         """The gateway does not answer at all: end what is under way, and try again after a growing wait."""
@@ -706,12 +744,12 @@ class Client(Machine["_TimerKey"]):
             if mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
             elif mapping.state is MappingState.HELD:
-                self._schedule_renewal(mapping, retry_at)
+                self._ask_again(mapping, min(retry_at, (now + mapping.expires_at) / 2), retry_at)
         for mapping in list(self._mappings.values()):
             if mapping.state is MappingState.REQUESTING:
                 self._refuse(mapping, reason, code, retry_at)
             elif mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
-                self._timers.set((Timer.RETRY, mapping), retry_at)
+                self._retry_later(mapping, retry_at)
         self._tasks = deque(task for task in self._tasks if task[1].state is not MappingState.REFUSED)
 
     def _bounded(self, hold: float) -> float:
@@ -789,14 +827,17 @@ class Client(Machine["_TimerKey"]):
 
     def _pump(self, now: float) -> None:
         """Start what waits, in order, as far as the dialect lets requests be under way."""
-        if self._address_wanted and (teller := self._address_teller()) and self._has_room(teller):
+        self._end_idle_questions()
+        if self._address_wanted and not self._closing and (teller := self._address_teller()) and self._has_room(teller):
             self._address_wanted = False
             self._start(_Purpose.ADDRESS, None, teller, now)
         put_off = []
-        while self._tasks and now >= self._hold_all_until:
+        while self._tasks and (now >= self._hold_all_until or self._closing):
             purpose, mapping = self._tasks[0]
-            if mapping.has_use_for(purpose, self._generation):
+            if mapping.id in self._mappings and mapping.has_use_for(purpose, self._generation):
                 dialect = self._speaking(now)
+                if not self._is_certain and not dialect.supports(mapping.wish):
+                    dialect = self._preferred  # it was silent, which proves nothing; what needs PCP is worth a wait
                 if purpose is _Purpose.DELETE and mapping.dialect is not None:
                     dialect = mapping.dialect
                 if not self._has_room(dialect):
@@ -807,11 +848,16 @@ class Client(Machine["_TimerKey"]):
                     self._start_task(purpose, mapping, dialect, now)
             self._tasks.popleft()
         self._tasks.extendleft(reversed(put_off))
-        if not self._is_asking:
-            for exchange in [exchange for exchange in self._exchanges if exchange.purpose is _Purpose.PROBE]:
-                self._end(exchange)  # nobody wants to know any more
         if self._closing and not self._mappings and not self._closed:
             self._finish_closing()
+
+    def _end_idle_questions(self) -> None:
+        """End what nobody wants to know any more, before it takes the place of another request."""
+        idle = set() if self._is_asking else {_Purpose.PROBE}
+        if self._closing:
+            idle.add(_Purpose.ADDRESS)
+        for exchange in [exchange for exchange in self._exchanges if exchange.purpose in idle]:
+            self._end(exchange)
 
     @property
     def _is_asking(self) -> bool:
@@ -862,6 +908,7 @@ class Client(Machine["_TimerKey"]):
         limit = dialect.attempts
         if mapping is None:
             data = dialect.probe_request()
+            limit = _ADDRESS_ATTEMPTS if purpose is _Purpose.ADDRESS else limit
         elif purpose is _Purpose.DELETE:
             data = dialect.delete_request(mapping.wish)
             limit = self._config.delete_attempts if mapping.dialect is not None else 1
@@ -871,7 +918,9 @@ class Client(Machine["_TimerKey"]):
                 wish = attrs.evolve(wish, lifetime=min(wish.lifetime, max(1, math.ceil(mapping.until - now))))
             data = dialect.map_request(wish)
             mapping.maybe_there = True
-            limit = dialect.renewal_attempts if purpose is _Purpose.RENEW else limit
+            if purpose is _Purpose.RENEW:
+                limit, mapping.renewals = dialect.renewal_attempts, mapping.next_renewal
+                mapping.is_renewal_open, mapping.renewal_sent_at = True, now
         exchange = _Exchange(purpose=purpose, mapping=mapping, dialect=dialect, data=data, limit=limit)
         self._exchanges[exchange] = None
         if mapping is not None:
@@ -920,8 +969,6 @@ class Client(Machine["_TimerKey"]):
         )
         if lifetime == 0:
             raise LocalProtocolError(f"lifetime must be from 1 to {MAX_LIFETIME} s; to delete a mapping, unmap it")
-        if protocol == Protocol.ALL and internal_port != 0:
-            raise LocalProtocolError("protocol ALL goes with internal port 0 only (RFC 6887 section 11.1)")
         return Wish(
             protocol=to_protocol(protocol),
             internal_port=internal_port,
@@ -966,7 +1013,7 @@ class _Purpose(enum.Enum):
 _Target = tuple[Protocol | int, int]
 
 
-@attrs.define(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class _Mapping:
     """What the client knows of one mapping."""
 
@@ -984,7 +1031,10 @@ class _Mapping:
     granted_at: float = 0.0
     expires_at: float = 0.0
     renew_at: float | None = None
-    renewals: int = 0
+    renewals: int = 0  # how many times it should have been renewed when it was last tried
+    next_renewal: int = 0
+    renewal_sent_at: float = -math.inf
+    is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
     retry_at: float | None = None
     hold_until: float = -math.inf
     refused_by_silence: bool = False
@@ -1034,7 +1084,7 @@ class _Mapping:
         )
 
 
-@attrs.define(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class _Exchange:
     """One request and the wait for its answer."""
 
@@ -1048,9 +1098,11 @@ class _Exchange:
     sent_at: float = 0.0
 
 
+_FALLBACK_RETRY = 1.0  # s until the other dialect is tried again that had no room
 _ASKING = (_Purpose.CREATE, _Purpose.RENEW, _Purpose.RECOVER)
 _TimerKey = tuple[Timer, "_Mapping | _Exchange | None"]
 
 _HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL})
 _ADDRESS_FRESH = 60.0  # s for which a NAT-PMP gateway is not asked for its address again
+_ADDRESS_ATTEMPTS = 4  # before the question for the address makes room for other requests
 _ADDRESS_WAIT = 2.0  # s for which a NAT-PMP grant waits for the external address before it is told without

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import attrs
 
 from .errors import LocalProtocolError
+from .wire.fields import Value
 
 
 def _check(condition: typing.Callable[[typing.Any], bool], text: str) -> typing.Any:
@@ -20,23 +21,26 @@ def _check(condition: typing.Callable[[typing.Any], bool], text: str) -> typing.
 
 
 def _to_versions(value: Iterable[int]) -> tuple[int, ...]:
-    return tuple(value)
+    return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 _SECONDS = _check(lambda v: isinstance(v, int | float) and math.isfinite(v) and v >= 0, "a number of seconds")
+_FALLBACK = _check(lambda v: isinstance(v, int | float) and 0 <= v <= 2.5, "from 0 to 2.5 seconds")
 _COUNT = _check(lambda v: isinstance(v, int) and v >= 1, "a positive integer")
-_VERSIONS = _check(lambda v: v in {(2,), (0,), (2, 0), (0, 2)}, "2 (PCP), 0 (NAT-PMP) or both")
+_VERSIONS = _check(lambda v: v in [(2,), (0,), (2, 0), (0, 2)], "2 (PCP), 0 (NAT-PMP) or both")
+_LIFETIME = _check(lambda v: isinstance(v, int) and 1 <= v < 2**32, "a lifetime from 1 to 4294967295")
 _PORT = _check(lambda v: isinstance(v, int) and 1 <= v <= 65535, "a port from 1 to 65535")
 
 
-@attrs.frozen(kw_only=True)
-class Config:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Config(Value):
     """The client role.
 
     versions: the protocols to speak, the preferred one first: 2 is PCP, 0 is NAT-PMP.
     strict: go over to NAT-PMP only where the RFCs allow it, that is after a version error, never after silence.
     window: how many PCP requests may wait for their answers at once. In NAT-PMP it is always one.
-    fallback_delay: how long a gateway may be silent to PCP before it is asked in NAT-PMP as well.
+    fallback_delay: how long a gateway may be silent to PCP before it is asked in NAT-PMP as well. At most 2.5 s: a PCP
+        renewal is a single packet, whose answer is waited for hardly longer.
     version_memory: how long a gateway is taken for NAT-PMP only; then PCP is tried first again.
     delete_attempts: how often an unanswered delete is sent.
     min_hold, max_hold: the bounds of the wait after a refusal or silence, whatever the gateway asks for.
@@ -47,7 +51,7 @@ class Config:
     versions: tuple[int, ...] = attrs.field(default=(2, 0), converter=_to_versions, validator=_VERSIONS)
     strict: bool = False
     window: int = attrs.field(default=16, validator=_COUNT)
-    fallback_delay: float = attrs.field(default=1.0, validator=_SECONDS)
+    fallback_delay: float = attrs.field(default=1.0, validator=_FALLBACK)
     version_memory: float = attrs.field(default=300.0, validator=_SECONDS)
     delete_attempts: int = attrs.field(default=3, validator=_COUNT)
     min_hold: float = attrs.field(default=30.0, validator=_SECONDS)
@@ -56,8 +60,8 @@ class Config:
     recovery_interval: float = attrs.field(default=30.0, validator=_SECONDS)
 
 
-@attrs.frozen(kw_only=True)
-class GatewayConfig:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class GatewayConfig(Value):
     """The server role.
 
     versions: the protocols to answer.
@@ -67,8 +71,8 @@ class GatewayConfig:
     """
 
     versions: tuple[int, ...] = attrs.field(default=(2, 0), converter=_to_versions, validator=_VERSIONS)
-    min_lifetime: int = attrs.field(default=120, validator=_COUNT)
-    max_lifetime: int = attrs.field(default=86400, validator=_COUNT)
+    min_lifetime: int = attrs.field(default=120, validator=_LIFETIME)
+    max_lifetime: int = attrs.field(default=86400, validator=_LIFETIME)
     first_port: int = attrs.field(default=1024, validator=_PORT)
     last_port: int = attrs.field(default=65535, validator=_PORT)
     max_mappings_per_host: int = attrs.field(default=1024, validator=_COUNT)

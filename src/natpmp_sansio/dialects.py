@@ -15,15 +15,14 @@ from . import retransmission
 from .epoch import EpochCheck, NatPmpEpoch, PcpEpoch
 from .events import Reason
 from .wire import Message, natpmp, pcp
-from .wire.fields import Endpoint, IPAddress, Protocol, any_address
+from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address
 
-SHORT_HOLD = 30.0
 LONG_HOLD = 1800.0
-"""How long an error lasts that does not say so itself: what RFC 6887 section 7.4 recommends to servers."""
+"""How long an error lasts, in seconds, that does not say so itself (RFC 6887 section 7.4)."""
 
 
-@attrs.frozen(kw_only=True)
-class Wish:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Wish(Value):
     """What a mapping request is about. `external` is what to suggest; its parts may be None and 0."""
 
     protocol: Protocol | int
@@ -34,8 +33,8 @@ class Wish:
     options: tuple[pcp.Option, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class MapAnswer:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class MapAnswer(Value):
     """To a map or delete request. `reason` None is success; `internal_port` None: the answer does not say."""
 
     protocol: Protocol | int
@@ -51,24 +50,29 @@ class MapAnswer:
     server_wide: bool = False
     """Whether a refusal is about the whole server, so that others would fare the same."""
 
+    @property
+    def is_deletion(self) -> bool:
+        """Whether it says that a mapping is gone, as was asked."""
+        return self.reason is None and self.lifetime == 0
 
-@attrs.frozen(kw_only=True)
-class AddressAnswer:
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class AddressAnswer(Value):
     """To a request for the external address, or an announcement of it. `address` None: there is none to tell."""
 
     address: IPAddress | None
     epoch: int | None
 
 
-@attrs.frozen(kw_only=True)
-class Announcement:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Announcement(Value):
     """The gateway is there, and this is its epoch."""
 
     epoch: int
 
 
-@attrs.frozen(kw_only=True)
-class VersionError:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class VersionError(Value):
     """The gateway does not speak the version it was asked in, and offers another. `hold`: for so long (s)."""
 
     offered: int
@@ -102,6 +106,8 @@ class Dialect(typing.Protocol):
     """How often a request is sent before silence is an answer; None: for ever."""
     renewal_attempts: int
     """The same for one try to renew."""
+    renewal_gap: float
+    """Seconds from one try to renew to the next, at least."""
     patience: int
     """After how many unanswered transmissions the gateway counts as silent."""
     serial: bool
@@ -147,6 +153,7 @@ class NatPmpDialect:
     version = natpmp.VERSION
     attempts: int | None = retransmission.NAT_PMP_ATTEMPTS
     renewal_attempts = retransmission.NAT_PMP_ATTEMPTS
+    renewal_gap = 0.0
     patience = retransmission.NAT_PMP_ATTEMPTS
     serial = True  # section 3.1
     has_nonce = False
@@ -215,7 +222,8 @@ class NatPmpDialect:
 
     @staticmethod
     def _reason(code: natpmp.ResultCode) -> tuple[Reason | None, float]:
-        return (None, 0.0) if code == 0 else _NAT_PMP_REASONS.get(code, (Reason.OTHER, LONG_HOLD))
+        hold = LONG_HOLD if code.lifetime is None else float(code.lifetime)
+        return (_NAT_PMP_REASONS.get(code, Reason.OTHER), hold) if code.is_error else (None, 0.0)
 
 
 class PcpDialect:
@@ -224,6 +232,7 @@ class PcpDialect:
     version = pcp.VERSION
     attempts: int | None = None  # section 8.1.1: MRC and MRD are 0
     renewal_attempts = 1  # section 11.2.1
+    renewal_gap = retransmission.MIN_RENEWAL_GAP
     patience = retransmission.PCP_MULTI_ADDRESS_ATTEMPTS
     serial = False
     has_nonce = True
@@ -244,7 +253,8 @@ class PcpDialect:
     def delete_request(self, wish: Wish) -> bytes:
         # Port zero, and the all-zeros address of the family of the mapping (section 15.1, erratum 3621).
         address = wish.external.address
-        return self._request(wish, 0, None if address is None else any_address(address), 0)
+        kept = tuple(o for o in wish.options if not isinstance(o, pcp.PreferFailure | pcp.Filter))  # section 11.3
+        return self._request(attrs.evolve(wish, options=kept), 0, None if address is None else any_address(address), 0)
 
     def wait(self, attempt: int, previous: float | None) -> float:
         return retransmission.pcp_wait(previous, self._rng)
@@ -298,10 +308,10 @@ class PcpDialect:
 
 
 _NAT_PMP_REASONS = {
-    natpmp.ResultCode.NOT_AUTHORIZED: (Reason.NOT_AUTHORIZED, LONG_HOLD),
-    natpmp.ResultCode.NETWORK_FAILURE: (Reason.NETWORK_FAILURE, SHORT_HOLD),
-    natpmp.ResultCode.OUT_OF_RESOURCES: (Reason.NO_RESOURCES, SHORT_HOLD),
-    natpmp.ResultCode.UNSUPPORTED_OPCODE: (Reason.UNSUPPORTED_OPCODE, LONG_HOLD),
+    natpmp.ResultCode.NOT_AUTHORIZED: Reason.NOT_AUTHORIZED,
+    natpmp.ResultCode.NETWORK_FAILURE: Reason.NETWORK_FAILURE,
+    natpmp.ResultCode.OUT_OF_RESOURCES: Reason.NO_RESOURCES,
+    natpmp.ResultCode.UNSUPPORTED_OPCODE: Reason.UNSUPPORTED_OPCODE,
 }
 _PCP_REASONS = {
     pcp.ResultCode.NOT_AUTHORIZED: Reason.NOT_AUTHORIZED,

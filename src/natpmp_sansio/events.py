@@ -12,7 +12,7 @@ import typing
 import attrs
 
 from .errors import NatPmpError
-from .wire.fields import Endpoint, IPAddress, Protocol, protocol_name
+from .wire.fields import Endpoint, IPAddress, Protocol, Value, protocol_name
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """What `recvfrom` returns and `sendto` takes, passed through unchanged."""
@@ -43,20 +43,17 @@ class Reason(enum.Enum):
     DEADLINE = "its own deadline has passed"
 
 
-@attrs.frozen(kw_only=True)
-class SendDatagram:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class SendDatagram(Value):
     """Send `data` to `addr`, from the socket that the core's datagrams come from."""
 
     data: bytes = attrs.field(repr=bytes.hex)
     addr: Address
 
 
-@attrs.frozen(kw_only=True)
-class MappingGranted:
-    """It holds now: for the first time, or again after a loss (RFC 6886 section 3.3, RFC 6887 section 11.4).
-
-    Followed by Renewed, Changed, Lost, Released or Failed.
-    """
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class _Holding(Value):
+    """A mapping that holds until `expires_at`."""
 
     gateway: Address
     mapping: MappingId
@@ -65,31 +62,33 @@ class MappingGranted:
     external: Endpoint
     lifetime: float
     expires_at: float
+
+
+class MappingGranted(_Holding):
+    """It holds now: for the first time, or again after a loss (RFC 6886 section 3.3, RFC 6887 section 11.4).
+
+    Followed by Renewed, Changed, Lost, Released or Failed.
+    """
+
+    __slots__ = ()
 
     def describe(self) -> str:
         what = _what(self.protocol, self.internal_port)
         return f"{what} is open at {self.external} for {self.lifetime:g} s"
 
 
-@attrs.frozen(kw_only=True)
-class MappingRenewed:
+class MappingRenewed(_Holding):
     """The same endpoint for longer."""
 
-    gateway: Address
-    mapping: MappingId
-    protocol: Protocol | int
-    internal_port: int
-    external: Endpoint
-    lifetime: float
-    expires_at: float
+    __slots__ = ()
 
     def describe(self) -> str:
         what = _what(self.protocol, self.internal_port)
         return f"{what} stays open at {self.external} for {self.lifetime:g} s"
 
 
-@attrs.frozen(kw_only=True)
-class MappingChanged:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class MappingChanged(Value):
     """It holds, but its external endpoint is another now: tell whoever was told the old one (RFC 6887 16.3.2)."""
 
     gateway: Address
@@ -105,44 +104,43 @@ class MappingChanged:
         return f"{_what(self.protocol, self.internal_port)} moved from {self.old} to {self.new}"
 
 
-@attrs.frozen(kw_only=True)
-class MappingRefused:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class _Missing(Value):
+    """A mapping that does not hold, and is asked for again at `retry_at`."""
+
+    gateway: Address
+    mapping: MappingId
+    protocol: Protocol | int
+    internal_port: int
+    reason: Reason
+    result_code: int | None
+    retry_at: float
+
+
+class MappingRefused(_Missing):
     """The gateway says no, or nobody answered. It is asked for again at `retry_at`.
 
     `result_code` is the number on the wire, or None when there was no answer. The wait is the error's lifetime,
     within the bounds of the configuration (RFC 6887 section 8.3).
     """
 
-    gateway: Address
-    mapping: MappingId
-    protocol: Protocol | int
-    internal_port: int
-    reason: Reason
-    result_code: int | None
-    retry_at: float
+    __slots__ = ()
 
     def describe(self) -> str:
         return f"{_what(self.protocol, self.internal_port)} was refused{_because(self.reason, self.result_code)}"
 
 
-@attrs.frozen(kw_only=True)
-class MappingLost:
+class MappingLost(_Missing):
     """It held and no longer does. It is asked for again at `retry_at`."""
 
-    gateway: Address
-    mapping: MappingId
-    protocol: Protocol | int
-    internal_port: int
-    reason: Reason
-    result_code: int | None
-    retry_at: float
+    __slots__ = ()
 
     def describe(self) -> str:
         return f"{_what(self.protocol, self.internal_port)} was lost{_because(self.reason, self.result_code)}"
 
 
-@attrs.frozen(kw_only=True)
-class MappingFailed:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class MappingFailed(Value):
     """Terminal: it can never work as asked, or its deadline has passed. Nothing follows."""
 
     gateway: Address
@@ -156,8 +154,8 @@ class MappingFailed:
         return f"{_what(self.protocol, self.internal_port)} has failed{_because(self.reason, self.result_code)}"
 
 
-@attrs.frozen(kw_only=True)
-class MappingReleased:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class MappingReleased(Value):
     """Terminal: deleted. `confirmed`: the gateway said so; else it was told and did not answer, or refused."""
 
     gateway: Address
@@ -171,8 +169,8 @@ class MappingReleased:
         return f"{_what(self.protocol, self.internal_port)} was released{doubt}"
 
 
-@attrs.frozen(kw_only=True)
-class ExternalAddressLearned:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ExternalAddressLearned(Value):
     """The gateway's external address, for the first time (RFC 6886 section 3.2, or from a PCP mapping)."""
 
     gateway: Address
@@ -182,8 +180,8 @@ class ExternalAddressLearned:
         return f"the external address is {self.address}"
 
 
-@attrs.frozen(kw_only=True)
-class ExternalAddressChanged:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ExternalAddressChanged(Value):
     """The external address is another now. A MappingChanged follows for each mapping that moved with it."""
 
     gateway: Address
@@ -194,8 +192,8 @@ class ExternalAddressChanged:
         return f"the external address changed from {self.old} to {self.new}"
 
 
-@attrs.frozen(kw_only=True)
-class VersionNegotiated:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class VersionNegotiated(Value):
     """From now on the gateway is spoken to in this version: 2 is PCP, 0 is NAT-PMP (RFC 6887 section 9)."""
 
     gateway: Address
@@ -205,8 +203,8 @@ class VersionNegotiated:
         return f"the gateway speaks {'PCP' if self.version == 2 else 'NAT-PMP'}"
 
 
-@attrs.frozen(kw_only=True)
-class GatewayRestarted:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class GatewayRestarted(Value):
     """Its epoch shows that it lost its state (RFC 6886 section 3.6, 6887 8.5). At `recovery_at` every mapping is
     asked for again; what comes of it is told as Renewed, Changed or Lost. Once for each recovery."""
 
@@ -217,8 +215,8 @@ class GatewayRestarted:
         return "the gateway seems to have restarted: all mappings are asked for again"
 
 
-@attrs.frozen(kw_only=True)
-class GatewayUnreachable:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class GatewayUnreachable(Value):
     """It answers no more, or its port is closed (ICMP). Once, until GatewayRecovered."""
 
     gateway: Address
@@ -228,8 +226,8 @@ class GatewayUnreachable:
         return self.reason.value
 
 
-@attrs.frozen(kw_only=True)
-class GatewayRecovered:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class GatewayRecovered(Value):
     """It answers again."""
 
     gateway: Address
@@ -238,8 +236,8 @@ class GatewayRecovered:
         return "the gateway answers again"
 
 
-@attrs.frozen(kw_only=True)
-class AnnouncementsUnavailable:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class AnnouncementsUnavailable(Value):
     """From an adapter: port 5350 cannot be listened on, so restarts are noticed at the next renewal only."""
 
     gateway: Address
@@ -249,8 +247,8 @@ class AnnouncementsUnavailable:
         return f"no announcements can be heard: {self.reason}"
 
 
-@attrs.frozen(kw_only=True)
-class Closed:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Closed(Value):
     """The core is closed: the last of its events, once."""
 
     gateway: Address
@@ -259,9 +257,9 @@ class Closed:
         return "closed"
 
 
-@attrs.frozen(kw_only=True)
-class MappingCreated:
-    """Gateway role: forward `external` to `internal` until `expires_at`."""
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class _Forwarding(Value):
+    """Gateway role: a mapping that is there until `expires_at`."""
 
     gateway: Address
     mapping: MappingId
@@ -269,49 +267,50 @@ class MappingCreated:
     internal: Endpoint
     external: Endpoint
     expires_at: float
+
+
+class MappingCreated(_Forwarding):
+    """Gateway role: forward `external` to `internal` until `expires_at`."""
+
+    __slots__ = ()
 
     def describe(self) -> str:
         return f"{protocol_name(self.protocol)} {self.external} is forwarded to {self.internal}"
 
 
-@attrs.frozen(kw_only=True)
-class MappingRefreshed:
+class MappingRefreshed(_Forwarding):
     """Gateway role: the same mapping, until `expires_at` now."""
 
-    gateway: Address
-    mapping: MappingId
-    protocol: Protocol | int
-    internal: Endpoint
-    external: Endpoint
-    expires_at: float
+    __slots__ = ()
 
     def describe(self) -> str:
         return f"{protocol_name(self.protocol)} {self.external} goes on being forwarded to {self.internal}"
 
 
-@attrs.frozen(kw_only=True)
-class MappingExpired:
-    """Gateway role: its lifetime is over; stop forwarding."""
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class _Ended(Value):
+    """Gateway role: a mapping that is no longer there."""
 
     gateway: Address
     mapping: MappingId
     protocol: Protocol | int
     internal: Endpoint
     external: Endpoint
+
+
+class MappingExpired(_Ended):
+    """Gateway role: its lifetime is over; stop forwarding."""
+
+    __slots__ = ()
 
     def describe(self) -> str:
         return f"{protocol_name(self.protocol)} {self.external} has expired"
 
 
-@attrs.frozen(kw_only=True)
-class MappingDeleted:
+class MappingDeleted(_Ended):
     """Gateway role: its owner, or a restart, ended it; stop forwarding."""
 
-    gateway: Address
-    mapping: MappingId
-    protocol: Protocol | int
-    internal: Endpoint
-    external: Endpoint
+    __slots__ = ()
 
     def describe(self) -> str:
         return f"{protocol_name(self.protocol)} {self.external} was deleted"

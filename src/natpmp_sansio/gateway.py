@@ -23,7 +23,7 @@ from .events import (
     MappingRefreshed,
 )
 from .retransmission import announcement_times
-from .wire import natpmp, pcp
+from .wire import is_response, natpmp, pcp
 from .wire.fields import (
     CLIENT_PORT,
     MULTICAST_V4,
@@ -32,13 +32,14 @@ from .wire.fields import (
     Endpoint,
     IPAddress,
     Protocol,
+    Value,
     to_address,
     unpack_address,
 )
 
 
-@attrs.frozen(kw_only=True)
-class GatewayMapping:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class GatewayMapping(Value):
     """A look at one entry of the mapping table. `expires_at` is in seconds on the caller's clock."""
 
     id: MappingId
@@ -143,13 +144,14 @@ class Gateway(Machine["_TimerKey"]):
         """Take in a datagram from the LAN. True: it was a request, answered unless it is hopeless. False: it was a
         response, or nothing at all, and nothing has changed (RFC 6886 section 3.5, RFC 6887 section 8.2)."""
         peer = peer_key(addr)
-        if peer is None or len(data) < 2 or data[1] & 0x80:
+        if peer is None or len(data) < 2 or data[1] & 0x80 or is_response(data):
             return False
         now = self._advance(now)
         if self._overflows():
             return True
         if self._epoch_start is None:
             self._epoch_start = now
+        self.handle_timeout(now)  # what has expired by now is gone
         source = unpack_address(peer[0])
         versions = self._config.versions
         if data[0] == natpmp.VERSION and natpmp.VERSION in versions:
@@ -184,13 +186,9 @@ class Gateway(Machine["_TimerKey"]):
             message = natpmp.decode(data)
         except DecodeError:
             return None
-        match message:
-            case natpmp.ExternalAddressRequest():
-                return self._natpmp_address(now)
-            case natpmp.MapRequest():
-                return self._map_natpmp(message, source, now).encode()
-            case _:
-                return None  # a version error without its response bit
+        if isinstance(message, natpmp.MapRequest):
+            return self._map_natpmp(message, source, now).encode()
+        return self._natpmp_address(now)
 
     def _natpmp_address(self, now: float) -> bytes:
         if not isinstance(self._external_address, IPv4Address):
@@ -218,7 +216,8 @@ class Gateway(Machine["_TimerKey"]):
             code = natpmp.ResultCode.NETWORK_FAILURE
         else:
             lifetime = min(request.lifetime, self._config.max_lifetime)  # never more than asked (section 3.3)
-            entry = entry or self._create(target, request.suggested_external_port, None)
+            if entry is None and not self._is_quota_used_up(source):
+                entry = self._create(target, request.suggested_external_port, None)
             if entry is None:
                 code, lifetime = natpmp.ResultCode.OUT_OF_RESOURCES, 0
             else:
@@ -235,24 +234,26 @@ class Gateway(Machine["_TimerKey"]):
             return self._pcp_error(data, code.UNSUPP_VERSION, now)
         if len(data) < pcp.HEADER_SIZE:
             return None
-        if len(data) > pcp.MAX_SIZE or len(data) % 4:
+        try:
+            header = pcp.decode_header(data)
+        except DecodeError:
             return self._pcp_error(data, code.MALFORMED_REQUEST, now)
-        if data[1] not in (pcp.ANNOUNCE, pcp.MAP):
+        if header.opcode not in (pcp.ANNOUNCE, pcp.MAP):
             return self._pcp_error(data, code.UNSUPP_OPCODE, now)
-        if data[1] == pcp.MAP and len(data) < pcp.MAP_SIZE:
+        if len(data) < pcp.SIZES[header.opcode]:
             return self._pcp_error(data, code.MALFORMED_REQUEST, now)
-        if unpack_address(data[8:24]) != source:
+        if header.client_address != source:
             return self._pcp_error(data, code.ADDRESS_MISMATCH, now)
         try:
-            message = pcp.decode(data)
+            request = pcp.decode_request(data)
         except DecodeError:
             return self._pcp_error(data, code.MALFORMED_OPTION, now)
-        assert isinstance(message, pcp.AnnounceRequest | pcp.MapRequest)
-        if any(option.mandatory for option in message.options):
+        assert isinstance(request, pcp.AnnounceRequest | pcp.MapRequest)
+        if any(option.mandatory for option in request.options):
             return self._pcp_error(data, code.UNSUPP_OPTION, now)
-        if isinstance(message, pcp.AnnounceRequest):
+        if isinstance(request, pcp.AnnounceRequest):
             return pcp.AnnounceResponse(code.SUCCESS, 0, self._epoch(now)).encode()
-        return self._map_pcp(message, data, now)
+        return self._map_pcp(request, data, now)
 
     def _map_pcp(self, request: pcp.MapRequest, data: bytes, now: float) -> bytes:
         """RFC 6887 sections 11.3 and 15.1, in their order."""
@@ -265,7 +266,7 @@ class Gateway(Machine["_TimerKey"]):
         target = (typing.cast("Protocol", request.protocol), request.client_address, request.internal_port)
         entry = self._entries.get(target)
         if entry and entry.nonce not in (None, request.nonce):
-            remaining = max(0, math.ceil(entry.expires_at - now))
+            remaining = math.ceil(entry.expires_at - now)
             return self._pcp_error(data, code.NOT_AUTHORIZED, now, remaining)
         if request.lifetime == 0:
             if entry:
@@ -275,8 +276,7 @@ class Gateway(Machine["_TimerKey"]):
         if self._external_address is None and request.client_address.version == 4:
             return self._pcp_error(data, code.NETWORK_FAILURE, now)
         if entry is None:
-            owned = sum(e.internal.address == request.client_address for e in self._entries.values())
-            if owned >= self._config.max_mappings_per_host:
+            if self._is_quota_used_up(request.client_address):
                 return self._pcp_error(data, code.USER_EX_QUOTA, now)
             entry = self._create(target, request.suggested_external_port, request.nonce)
             if entry is None:
@@ -300,17 +300,15 @@ class Gateway(Machine["_TimerKey"]):
         ).encode()
 
     def _pcp_error(self, data: bytes, code: pcp.ResultCode, now: float, lifetime: int | None = None) -> bytes:
-        """A copy of the request with its header overwritten (RFC 6887 section 8.2), never less than a header."""
-        copy = data[: pcp.MAX_SIZE]
-        copy += bytes(max(pcp.HEADER_SIZE - len(copy), -len(copy) % 4))
         if lifetime is None:
-            lifetime = 30 if code in _SHORT_LIVED else 1800  # section 7.4
-        parsed = code not in (pcp.ResultCode.UNSUPP_VERSION, pcp.ResultCode.MALFORMED_REQUEST)
-        reserved = bytes(12) if parsed else copy[12:24]  # section 7.2
-        header = bytes((pcp.VERSION, 0x80 | copy[1], 0, code)) + lifetime.to_bytes(4) + self._epoch(now).to_bytes(4)
-        return header + reserved + copy[24:]
+            lifetime = code.lifetime or 0
+        return pcp.error_reply(data, code, lifetime, self._epoch(now))
 
     # --- the table
+
+    def _is_quota_used_up(self, host: IPAddress) -> bool:
+        owned = sum(entry.internal.address == host for entry in self._entries.values())
+        return owned >= self._config.max_mappings_per_host
 
     def _create(self, target: _Target, suggested_port: int, nonce: bytes | None) -> _Entry | None:
         """A new entry, on the suggested port if that can be. None: no port is free."""
@@ -356,7 +354,7 @@ class Gateway(Machine["_TimerKey"]):
         return (protocol, port) not in self._ports
 
     def _extend(self, entry: _Entry, lifetime: int, now: float) -> None:
-        is_new, entry.expires_at = entry.expires_at == 0.0, now + lifetime
+        is_new, entry.expires_at = entry.expires_at == math.inf, now + lifetime
         self._timers.set((_Timer.EXPIRE, entry), entry.expires_at)
         event = MappingCreated if is_new else MappingRefreshed
         self._emit(event(**entry.about(self._address), expires_at=entry.expires_at))
@@ -393,8 +391,6 @@ class Gateway(Machine["_TimerKey"]):
             self._send(pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, self._epoch(now)).encode(), group, pcp)
         times = announcement_times()
         self._announcements += 1
-        while self._announcements < len(times) and self._announced_at + times[self._announcements] <= now:
-            self._announcements += 1  # slept through
         if self._announcements < len(times):
             self._timers.set((_Timer.ANNOUNCE, None), self._announced_at + times[self._announcements])
 
@@ -407,14 +403,14 @@ class _Timer(enum.Enum):
 _Target = tuple[Protocol, IPAddress, int]
 
 
-@attrs.define(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class _Entry:
     id: MappingId
     protocol: Protocol
     internal: Endpoint
     external: Endpoint
     nonce: bytes | None  # None: made by NAT-PMP
-    expires_at: float = 0.0
+    expires_at: float = math.inf  # until it is granted for the first time
 
     @property
     def target(self) -> _Target:
@@ -440,4 +436,3 @@ class _Entry:
 
 
 _TimerKey = tuple[_Timer, "_Entry | None"]
-_SHORT_LIVED = (pcp.ResultCode.NETWORK_FAILURE, pcp.ResultCode.NO_RESOURCES, pcp.ResultCode.USER_EX_QUOTA)

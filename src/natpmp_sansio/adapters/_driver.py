@@ -64,12 +64,12 @@ class Driver:
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._standing: list[Event] = []
 
-    def receive(self, data: bytes, addr: Address, now: float) -> None:
-        """A datagram has come in."""
+    def receive(self, data: bytes, addr: Address, now: float, *, is_shared: bool) -> None:
+        """A datagram has come in. `is_shared`: on the socket that others may use, so that it may be for them."""
         claimed = self.core.receive_datagram(data, addr, now)
         if datagrams_log.isEnabledFor(logging.DEBUG):
             datagrams_log.debug("%s %s: %s", "from" if claimed else "not ours, from", addr[0], describe(data))
-        if not claimed and self._unclaimed is not None:
+        if not claimed and is_shared and self._unclaimed is not None:
             self._unclaimed(data, addr)
 
     def unreachable(self, now: float) -> None:

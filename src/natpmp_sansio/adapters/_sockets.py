@@ -99,7 +99,7 @@ def receive(sock: socket.socket) -> tuple[bytes, Address] | None:
     """The next datagram, or None when there is none now.
 
     Raises:
-        ConnectionError: an ICMP error came instead; there may be datagrams behind it.
+        OSError: an ICMP error came instead (refused, unreachable, prohibited); there may be datagrams behind it.
     """
     try:
         return sock.recvfrom(_MAX_DATAGRAM)

@@ -5,6 +5,7 @@ during `map_port`, while `events()` is read, or whenever `process()` is called.
 from __future__ import annotations
 
 import contextlib
+import math
 import selectors
 import socket
 import threading
@@ -42,6 +43,7 @@ class Driven(typing.Generic[C]):
         self._sock = sock
         self._connected = connected
         self._owner = threading.get_ident()
+        self._announcements: socket.socket | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ)
 
@@ -49,8 +51,9 @@ class Driven(typing.Generic[C]):
         """Do all that is due, without waiting: read, keep time, send."""
         if threading.get_ident() != self._owner:
             raise LocalProtocolError("this belongs to the thread that opened it")
-        for key in list(self._selector.get_map().values()):
-            self._read(typing.cast("socket.socket", key.fileobj))
+        self._read(self._sock)
+        if self._announcements is not None:
+            self._read(self._announcements)
         self._driver.wake(time.monotonic())
         self._send()
 
@@ -88,25 +91,27 @@ class Driven(typing.Generic[C]):
         except OSError as error:
             self._driver.publish_standing(AnnouncementsUnavailable(gateway=gateway, reason=str(error)))
         else:
-            self._selector.register(sock, selectors.EVENT_READ, sock)
+            self._announcements = sock
+            self._selector.register(sock, selectors.EVENT_READ)
 
     def close(self) -> None:
-        """Close the sockets. Nothing is sent any more."""
-        for key in list(self._selector.get_map().values()):
-            if key.data is not None:
-                key.data.close()
+        """Close what was opened here. Nothing is sent any more. A second call does nothing."""
+        self._driver.closed = True
+        if self._announcements is not None:
+            self._announcements.close()
         self._selector.close()
 
     def _read(self, sock: socket.socket) -> None:
         for _ in range(_READS):
             try:
                 datagram = _sockets.receive(sock)
-            except ConnectionError:
+            except OSError:
                 self._driver.unreachable(time.monotonic())
                 continue
             if datagram is None:
                 return
-            self._driver.receive(*datagram, time.monotonic())
+            # What else is said to the announcement group was never the caller's business.
+            self._driver.receive(*datagram, time.monotonic(), is_shared=sock is self._sock)
 
     def _send(self) -> None:
         for datagram in self._driver.take_sends():
@@ -214,6 +219,16 @@ class BlockingClient(Driven[Client]):
         while not self._driver.closed and (remaining := self._lingers_until - time.monotonic()) > 0:
             self.wait(remaining)
 
+    def close(self) -> None:
+        """Release every mapping as far as that has not been done, and close the sockets."""
+        if not self._driver.closed:
+            self.release()
+        super().close()
+
+    def abandon(self) -> None:
+        """Wait no longer for what `release` waits for: leases that were not released run out by themselves."""
+        self._lingers_until = -math.inf
+
 
 @contextlib.contextmanager
 def open_client(
@@ -227,8 +242,8 @@ def open_client(
     """A client of `gateway`; leaving the block releases its mappings.
 
     `gateway` is an address, a socket address, or None for this host's default gateway. `bind` is the local address to
-    use, where the routes would choose another. `sock` is a bound UDP socket of yours to share: what arrives there and
-    is not the client's goes to `unclaimed(data, addr)`.
+    use, where the routes would choose another. `sock` is a bound UDP socket of yours to share, and is made
+    non-blocking: what arrives there and is not the client's goes to `unclaimed(data, addr)`.
 
     Raises:
         DiscoveryError: no gateway was named and none can be found.
@@ -239,7 +254,10 @@ def open_client(
         gateway = default_gateways()[0].address
     elif isinstance(gateway, str):
         gateway = _sockets.gateway_address(gateway)
-    local = bind or _sockets.source_address(gateway)
+    bound = sock.getsockname()[0] if sock is not None else None
+    if bound in (None, "", "0.0.0.0", "::"):
+        bound = _sockets.source_address(gateway)
+    local = bind or bound
     core = Client(gateway, local_address=local, config=config)
     with contextlib.ExitStack() as stack:
         connected = None
@@ -250,10 +268,7 @@ def open_client(
         client = BlockingClient(core, sock, unclaimed=unclaimed, connected=connected)
         stack.callback(client.close)
         client.listen_for_announcements(core.bind_address, gateway)
-        try:
-            yield client
-        finally:
-            client.release()
+        yield client
 
 
 @contextlib.contextmanager

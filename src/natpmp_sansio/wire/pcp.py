@@ -1,10 +1,14 @@
-"""PCP, RFC 6887: header, ANNOUNCE and MAP, from octets and to octets."""
+"""PCP, RFC 6887 and its extensions: every message, from octets and to octets.
+
+A server reads a request in stages, because policy comes in between (section 8.2): `decode_header`, then
+`decode_request`, then `find_fault`; what it refuses it answers with `error_reply`.
+"""
 
 from __future__ import annotations
 
 import struct
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -15,45 +19,111 @@ from .fields import (
     U8,
     U16,
     U32,
+    CodeTable,
     IPAddress,
     OpenIntEnum,
     Protocol,
+    Value,
     any_address,
+    keep_irregular,
     octets,
     pack_address,
     protocol_name,
+    received_field,
     to_address,
     to_protocol,
+    to_result_code,
     unchecked,
+    unfilled,
     unpack_address,
 )
-from .options import Option, RawOption, decode_options, encode_options
+from .options import (
+    AuthenticationTag,
+    Description,
+    EapPayload,
+    Filter,
+    IdIndicator,
+    MacAlgorithm,
+    Nonce,
+    Option,
+    PaAuthenticationTag,
+    PortSet,
+    PreferFailure,
+    Prefix64,
+    Prf,
+    RawOption,
+    ReceivedPak,
+    SessionLifetime,
+    ThirdParty,
+    ThirdPartyId,
+    decode_options,
+    encode_options,
+    select_prefix64,
+)
 
 __all__ = [
     "AnnounceRequest",
     "AnnounceResponse",
+    "AuthenticationRequest",
+    "AuthenticationResponse",
+    "AuthenticationTag",
+    "Description",
+    "EapPayload",
     "ErrorResponse",
+    "Fault",
+    "Filter",
+    "Header",
+    "IdIndicator",
+    "MacAlgorithm",
     "MapRequest",
     "MapResponse",
+    "Nonce",
     "Option",
+    "PaAuthenticationTag",
+    "PeerRequest",
+    "PeerResponse",
+    "PortSet",
+    "PreferFailure",
+    "Prefix64",
+    "Prf",
     "RawOption",
+    "ReceivedPak",
     "ResultCode",
+    "SessionLifetime",
+    "ThirdParty",
+    "ThirdPartyId",
     "UnknownRequest",
     "UnknownResponse",
     "decode",
+    "decode_header",
+    "decode_options",
+    "decode_request",
+    "error_reply",
+    "find_fault",
+    "find_strict_fault",
+    "select_prefix64",
 ]
 
 VERSION = 2
 ANNOUNCE = 0
 MAP = 1
+PEER = 2
+AUTHENTICATION = 3  # RFC 7652
 HEADER_SIZE = 24
-MAP_SIZE = 60
 MAX_SIZE = 1100
 """The largest UDP payload (RFC 6887 section 7). Sizes are multiples of 4."""
+SIZES = {ANNOUNCE: 24, MAP: 60, PEER: 80, AUTHENTICATION: 32}
+"""What a message of each known opcode has at least: the header and the opcode's own data."""
+ANYCAST_V4 = "192.0.0.9"
+ANYCAST_V6 = "2001:1::1"
+"""The anycast addresses of a PCP server (RFC 7723 section 4)."""
 
 
 class ResultCode(OpenIntEnum):
-    """RFC 6887 section 7.4. The numbers 3, 4 and 5 mean other things in NAT-PMP. Unknown numbers are kept."""
+    """RFC 6887 section 7.4, RFC 7652 section 7, RFC 7843 section 4.1. Unknown numbers are kept.
+
+    The numbers 3, 4 and 5 mean other things in NAT-PMP.
+    """
 
     SUCCESS = 0
     UNSUPP_VERSION = 1
@@ -69,34 +139,66 @@ class ResultCode(OpenIntEnum):
     CANNOT_PROVIDE_EXTERNAL = 11
     ADDRESS_MISMATCH = 12
     EXCESSIVE_REMOTE_PEERS = 13
+    INITIATION = 14
+    AUTHENTICATION_REQUIRED = 15
+    AUTHENTICATION_FAILED = 16
+    AUTHENTICATION_SUCCEEDED = 17
+    AUTHORIZATION_FAILED = 18
+    SESSION_TERMINATED = 19
+    UNKNOWN_SESSION_ID = 20
+    DOWNGRADE_ATTACK_DETECTED = 21
+    AUTHENTICATION_REQUEST = 22
+    AUTHENTICATION_REPLY = 23
+    THIRD_PARTY_ID_UNKNOWN = 24
+    THIRD_PARTY_MISSING_OPTION = 25
+    UNSUPP_THIRD_PARTY_ID_LENGTH = 26
 
     @property
     def meaning(self) -> str:
         """What it says, in words."""
-        return _MEANINGS.get(self, f"result code {self.value}, which RFC 6887 does not define")
+        return _MEANINGS.get(self, f"result code {self.value}, which no RFC defines")
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it says no. Some codes of a PA session do not (RFC 7652 section 7)."""
+        return self not in _NO_ERRORS
+
+    @property
+    def lifetime(self) -> int | None:
+        """How long the error lasts, in seconds, as section 7.4 recommends: 30 or 1800; None where that depends."""
+        return 30 if self in _SHORT_LIVED else 1800 if self in _LONG_LIVED else None
 
 
 def _to_options(options: Iterable[Option]) -> tuple[Option, ...]:
-    return tuple(options)
+    try:
+        found = tuple(options)
+    except TypeError:
+        found = (options,)  # type: ignore[assignment]
+    if not all(isinstance(option, Option) for option in found):
+        raise LocalProtocolError(f"options must be PCP options, not {options!r}")
+    return found
 
 
-def _check_size(instance: object, attribute: attrs.Attribute[typing.Any], options: tuple[Option, ...]) -> None:
-    if not all(isinstance(option, RawOption) for option in options):
-        raise LocalProtocolError(f"{type(instance).__name__}.options must be options, not {options!r}")
-    fixed = MAP_SIZE if isinstance(instance, MapRequest | MapResponse) else HEADER_SIZE
-    size = fixed + len(encode_options(options))
-    if size > MAX_SIZE:
-        raise LocalProtocolError(f"{type(instance).__name__} would have {size} octets; PCP's limit is {MAX_SIZE}")
+def _to_result_code(value: int) -> ResultCode:
+    return to_result_code(ResultCode, value, 8)
 
 
-@attrs.frozen(weakref_slot=False)
-class AnnounceRequest:
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class AnnounceRequest(Value):
     """Are you there, and what is your epoch? Changes nothing (RFC 6887 section 14.1)."""
 
     client_address: IPAddress = attrs.field(converter=to_address)
-    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options, validator=_check_size)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = ANNOUNCE
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
 
     def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
         header = _REQUEST.pack(VERSION, ANNOUNCE, 0, pack_address(self.client_address))
         return header + encode_options(self.options)
 
@@ -104,19 +206,27 @@ class AnnounceRequest:
         return f"PCP ANNOUNCE request from {self.client_address}{_with_options(self.options)}"
 
 
-@attrs.frozen(weakref_slot=False)
-class AnnounceResponse:
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class AnnounceResponse(Value):
     """The answer, and unasked to port 5350 the sign of a restart (RFC 6887 section 14.1.3).
 
     `epoch` is in seconds since the server lost its mappings last.
     """
 
-    result_code: ResultCode = attrs.field(converter=ResultCode)
+    result_code: ResultCode = attrs.field(converter=_to_result_code)
     lifetime: int = attrs.field(default=0, validator=U32)
     epoch: int = attrs.field(default=0, validator=U32)
-    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options, validator=_check_size)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = ANNOUNCE
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
 
     def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
         header = _RESPONSE.pack(VERSION, 0x80 | ANNOUNCE, self.result_code, self.lifetime, self.epoch)
         return header + encode_options(self.options)
 
@@ -125,8 +235,8 @@ class AnnounceResponse:
         return f"PCP ANNOUNCE response: {answer}, epoch {self.epoch} s{_with_options(self.options)}"
 
 
-@attrs.frozen(weakref_slot=False)
-class MapRequest:
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class MapRequest(Value):
     """Map, renew (the same again) or delete (`lifetime` 0). RFC 6887 sections 11.1 and 15.1.
 
     `nonce` is 12 unguessable bytes that every later request for the mapping repeats. `internal_port` 0 means all
@@ -143,9 +253,17 @@ class MapRequest:
         default=attrs.Factory(lambda self: any_address(self.client_address), takes_self=True), converter=to_address
     )
     lifetime: int = attrs.field(default=7200, validator=U32)
-    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options, validator=_check_size)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = MAP
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
 
     def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
         fixed = _MAP_REQUEST.pack(
             VERSION,
             MAP,
@@ -157,7 +275,7 @@ class MapRequest:
             self.suggested_external_port,
             pack_address(self.suggested_external_address),
         )
-        return fixed + encode_options(self.options)
+        return fixed + encode_options(self.options) if self.options else fixed
 
     def describe(self) -> str:
         what = f"{protocol_name(self.protocol)} {self.internal_port or 'all ports'}"
@@ -166,16 +284,15 @@ class MapRequest:
         return f"PCP MAP request: {what} of {self.client_address}: {wish}{_with_options(self.options)}"
 
 
-@attrs.frozen(weakref_slot=False)
-class MapResponse:
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class MapResponse(Value):
     """The answer to a MapRequest (RFC 6887 section 11.1).
 
     On SUCCESS `lifetime` (s) is how long the mapping holds; on an error it is how long the same request will go on
-    failing, and the external port and address are those of the request. `trailing` are the octets of an error
-    from the first option on that cannot be parsed: an error copies its request, faults and all.
+    failing, and the rest is as in the request: an error copies it, faults and all.
     """
 
-    result_code: ResultCode = attrs.field(converter=ResultCode)
+    result_code: ResultCode = attrs.field(converter=_to_result_code)
     lifetime: int = attrs.field(validator=U32)
     epoch: int = attrs.field(validator=U32)
     nonce: bytes = attrs.field(validator=octets(12), repr=bytes.hex)
@@ -183,10 +300,17 @@ class MapResponse:
     internal_port: int = attrs.field(validator=U16)
     external_port: int = attrs.field(validator=U16)
     external_address: IPAddress = attrs.field(converter=to_address)
-    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options, validator=_check_size)
-    trailing: bytes = attrs.field(default=b"", validator=octets(), kw_only=True, repr=bytes.hex)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = MAP
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
 
     def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
         fixed = _MAP_RESPONSE.pack(
             VERSION,
             0x80 | MAP,
@@ -199,7 +323,7 @@ class MapResponse:
             self.external_port,
             pack_address(self.external_address),
         )
-        return fixed + encode_options(self.options) + self.trailing
+        return fixed + encode_options(self.options)
 
     def describe(self) -> str:
         what = f"{protocol_name(self.protocol)} {self.internal_port or 'all ports'}"
@@ -209,8 +333,166 @@ class MapResponse:
         return f"PCP MAP response: {what}: {answer}, epoch {self.epoch} s{_with_options(self.options)}"
 
 
-@attrs.frozen(weakref_slot=False)
-class ErrorResponse:
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class PeerRequest(Value):
+    """Make, learn of, or lengthen the mapping of one flow to one remote peer (RFC 6887 section 12.1).
+
+    The fields that a MapRequest has mean the same. `remote_address` has the family of `client_address`, but behind a
+    NAT64; protocol and both ports are not 0. It never shortens or deletes a mapping.
+    """
+
+    client_address: IPAddress = attrs.field(converter=to_address)
+    nonce: bytes = attrs.field(validator=octets(12), repr=bytes.hex)
+    protocol: Protocol | int = attrs.field(validator=U8, converter=to_protocol)
+    internal_port: int = attrs.field(validator=U16)
+    remote_port: int = attrs.field(validator=U16)
+    remote_address: IPAddress = attrs.field(converter=to_address)
+    suggested_external_port: int = attrs.field(default=0, validator=U16)
+    suggested_external_address: IPAddress = attrs.field(
+        default=attrs.Factory(lambda self: any_address(self.client_address), takes_self=True), converter=to_address
+    )
+    lifetime: int = attrs.field(default=7200, validator=U32)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = PEER
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
+
+    def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
+        fixed = _PEER_REQUEST.pack(
+            VERSION,
+            PEER,
+            self.lifetime,
+            pack_address(self.client_address),
+            self.nonce,
+            self.protocol,
+            self.internal_port,
+            self.suggested_external_port,
+            pack_address(self.suggested_external_address),
+            self.remote_port,
+            pack_address(self.remote_address),
+        )
+        return fixed + encode_options(self.options)
+
+    def describe(self) -> str:
+        what = f"{protocol_name(self.protocol)} {self.internal_port} of {self.client_address}"
+        peer = f"with {self.remote_address} port {self.remote_port}"
+        suggestion = f"suggests {self.suggested_external_address} port {self.suggested_external_port}"
+        return f"PCP PEER request: {what} {peer}: {suggestion}, for {self.lifetime} s{_with_options(self.options)}"
+
+
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class PeerResponse(Value):
+    """The answer to a PeerRequest (RFC 6887 section 12.1); `lifetime` as in a MapResponse."""
+
+    result_code: ResultCode = attrs.field(converter=_to_result_code)
+    lifetime: int = attrs.field(validator=U32)
+    epoch: int = attrs.field(validator=U32)
+    nonce: bytes = attrs.field(validator=octets(12), repr=bytes.hex)
+    protocol: Protocol | int = attrs.field(validator=U8, converter=to_protocol)
+    internal_port: int = attrs.field(validator=U16)
+    external_port: int = attrs.field(validator=U16)
+    external_address: IPAddress = attrs.field(converter=to_address)
+    remote_port: int = attrs.field(validator=U16)
+    remote_address: IPAddress = attrs.field(converter=to_address)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = PEER
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
+
+    def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
+        fixed = _PEER_RESPONSE.pack(
+            VERSION,
+            0x80 | PEER,
+            self.result_code,
+            self.lifetime,
+            self.epoch,
+            self.nonce,
+            self.protocol,
+            self.internal_port,
+            self.external_port,
+            pack_address(self.external_address),
+            self.remote_port,
+            pack_address(self.remote_address),
+        )
+        return fixed + encode_options(self.options)
+
+    def describe(self) -> str:
+        what = f"{protocol_name(self.protocol)} {self.internal_port} with {self.remote_address} port {self.remote_port}"
+        granted = f"external {self.external_address} port {self.external_port}, for {self.lifetime} s"
+        answer = _failure(self.result_code, self.lifetime) or granted
+        return f"PCP PEER response: {what}: {answer}, epoch {self.epoch} s{_with_options(self.options)}"
+
+
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class AuthenticationRequest(Value):
+    """A PA message from a client (RFC 7652 section 5): the frame around an EAP exchange, which is not done here.
+
+    `result_code` says what kind it is: INITIATION, AUTHENTICATION_REPLY, or SUCCESS for an acknowledgement.
+    """
+
+    client_address: IPAddress = attrs.field(converter=to_address)
+    result_code: ResultCode = attrs.field(converter=_to_result_code)
+    session_id: int = attrs.field(validator=U32)
+    sequence: int = attrs.field(validator=U32)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = AUTHENTICATION
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
+
+    def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
+        client = pack_address(self.client_address)
+        body = (self.result_code, client, self.session_id, self.sequence)
+        return _PA_REQUEST.pack(VERSION, AUTHENTICATION, *body) + encode_options(self.options)
+
+    def describe(self) -> str:
+        session = f"session {self.session_id}, sequence {self.sequence}"
+        return f"PCP PA request: {self.result_code.name}, {session}{_with_options(self.options)}"
+
+
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class AuthenticationResponse(Value):
+    """A PA message from a server (RFC 7652 section 5)."""
+
+    result_code: ResultCode = attrs.field(converter=_to_result_code)
+    epoch: int = attrs.field(validator=U32)
+    session_id: int = attrs.field(validator=U32)
+    sequence: int = attrs.field(validator=U32)
+    options: tuple[Option, ...] = attrs.field(default=(), converter=_to_options)
+    received: bytes | None = received_field()
+
+    opcode: typing.ClassVar[int] = AUTHENTICATION
+
+    def __attrs_post_init__(self) -> None:
+        _check(self)
+
+    def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
+        body = (self.result_code, self.epoch, self.session_id, self.sequence)
+        return _PA_RESPONSE.pack(VERSION, 0x80 | AUTHENTICATION, *body) + encode_options(self.options)
+
+    def describe(self) -> str:
+        session = f"session {self.session_id}, sequence {self.sequence}, epoch {self.epoch} s"
+        return f"PCP PA response: {self.result_code.name}, {session}{_with_options(self.options)}"
+
+
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class ErrorResponse(Value):
     """An error whose body is not that of its opcode, or that is too short to have one.
 
     Version errors may have 4 to 23 octets (RFC 6887 section 8.3): what is not there is None. `version` is the
@@ -218,13 +500,19 @@ class ErrorResponse:
     """
 
     opcode: int = attrs.field(validator=U7)
-    result_code: ResultCode = attrs.field(converter=ResultCode)
+    result_code: ResultCode = attrs.field(converter=_to_result_code)
     lifetime: int | None = attrs.field(default=None, validator=attrs.validators.optional(U32))
     epoch: int | None = attrs.field(default=None, validator=attrs.validators.optional(U32))
     payload: bytes = attrs.field(default=b"", validator=octets(), repr=bytes.hex)
     version: int = attrs.field(default=VERSION, validator=U8, kw_only=True)
+    received: bytes | None = received_field()
+
+    def __attrs_post_init__(self) -> None:
+        _check_decodes_to_itself(self)
 
     def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
         start = bytes((self.version, 0x80 | self.opcode, 0, self.result_code))
         if self.lifetime is None:
             return start
@@ -234,37 +522,49 @@ class ErrorResponse:
 
     def describe(self) -> str:
         offer = "" if self.version == VERSION else f", offers version {self.version}"
-        failure = _failure(self.result_code, self.lifetime) or "SUCCESS"
+        failure = _failure(self.result_code, self.lifetime)
         return f"PCP error response to opcode {self.opcode}: {failure}{offer}"
 
 
-@attrs.frozen(weakref_slot=False)
-class UnknownRequest:
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class UnknownRequest(Value):
     """A request with another opcode; `payload` is all that follows the header."""
 
     opcode: int = attrs.field(validator=U7)
     lifetime: int = attrs.field(validator=U32)
     client_address: IPAddress = attrs.field(converter=to_address)
     payload: bytes = attrs.field(default=b"", validator=octets(), repr=bytes.hex)
+    received: bytes | None = received_field()
+
+    def __attrs_post_init__(self) -> None:
+        _check_decodes_to_itself(self)
 
     def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
         return _REQUEST.pack(VERSION, self.opcode, self.lifetime, pack_address(self.client_address)) + self.payload
 
     def describe(self) -> str:
         return f"PCP request with opcode {self.opcode} from {self.client_address}, {len(self.payload)} octets"
 
 
-@attrs.frozen(weakref_slot=False)
-class UnknownResponse:
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class UnknownResponse(Value):
     """A successful response to another opcode; `payload` is all that follows the header."""
 
     opcode: int = attrs.field(validator=U7)
-    result_code: ResultCode = attrs.field(converter=ResultCode)
+    result_code: ResultCode = attrs.field(converter=_to_result_code)
     lifetime: int = attrs.field(validator=U32)
     epoch: int = attrs.field(validator=U32)
     payload: bytes = attrs.field(default=b"", validator=octets(), repr=bytes.hex)
+    received: bytes | None = received_field()
+
+    def __attrs_post_init__(self) -> None:
+        _check_decodes_to_itself(self)
 
     def encode(self) -> bytes:
+        if self.received is not None:
+            return self.received
         header = _RESPONSE.pack(VERSION, 0x80 | self.opcode, self.result_code, self.lifetime, self.epoch)
         return header + self.payload
 
@@ -272,8 +572,10 @@ class UnknownResponse:
         return f"PCP response to opcode {self.opcode}, {len(self.payload)} octets, epoch {self.epoch} s"
 
 
-Request = AnnounceRequest | MapRequest | UnknownRequest
-Response = AnnounceResponse | MapResponse | ErrorResponse | UnknownResponse
+KnownRequest = AnnounceRequest | MapRequest | PeerRequest | AuthenticationRequest
+Request = KnownRequest | UnknownRequest
+KnownResponse = AnnounceResponse | MapResponse | PeerResponse | AuthenticationResponse
+Response = KnownResponse | ErrorResponse | UnknownResponse
 Message = Request | Response
 
 
@@ -288,88 +590,271 @@ def decode(data: bytes) -> Message:
         raise DecodeError("too short for a PCP header", size)
     if data[1] >= 0x80:
         return _decode_response(data, size)
+    decode_header(data)
+    return decode_request(data)
+
+
+# --- a server's stages
+
+
+@attrs.frozen(eq=False, repr=False)
+class Header(Value):
+    """The first 24 octets of a request (RFC 6887 section 7.1)."""
+
+    opcode: int
+    lifetime: int
+    client_address: IPAddress
+
+
+def decode_header(data: bytes) -> Header:
+    """The first stage: the header of a request, and that the datagram may be a request at all.
+
+    Raises:
+        DecodeError: another version, a response, shorter than 24 octets, longer than 1100, or no multiple of 4.
+    """
+    size = len(data)
+    if size < 2:
+        raise DecodeError("too short for a PCP header", size)
+    if data[1] >= 0x80:
+        raise DecodeError("a response, not a request", 1)
     if data[0] != VERSION:
         raise DecodeError(f"version {data[0]} is neither NAT-PMP nor PCP", 0)
     _check_datagram_size(size)
-    opcode = data[1]
-    if opcode == MAP:
-        if size < MAP_SIZE:
-            raise DecodeError("truncated PCP MAP request", size)
-        lifetime, client, nonce, protocol, internal, port, address = _MAP_REQUEST_BODY.unpack_from(data)
-        request = _map_request(
-            unpack_address(client),
-            nonce,
-            PROTOCOLS[protocol],
-            internal,
-            port,
-            unpack_address(address),
-            lifetime,
-            decode_options(data, MAP_SIZE) if size > MAP_SIZE else (),
-        )
-        request.__class__ = MapRequest
-        return request
     lifetime, client = _REQUEST_BODY.unpack_from(data)
-    if opcode == ANNOUNCE:
-        return AnnounceRequest(unpack_address(client), decode_options(data, HEADER_SIZE))
-    return UnknownRequest(opcode, lifetime, unpack_address(client), bytes(data[HEADER_SIZE:]))
+    return Header(data[1], lifetime, unpack_address(client))
+
+
+def decode_request(data: bytes) -> Request:
+    """The second stage: opcode data and options of a request whose header is right.
+
+    Raises:
+        DecodeError: too short for its opcode (at the end of the datagram), or an option runs past the end (there).
+    """
+    size, opcode = len(data), data[1]
+    if size < SIZES.get(opcode, 0):
+        raise DecodeError(f"truncated PCP {_OPCODE_NAMES[opcode]} request", size)
+    return _REQUEST_DECODERS.get(opcode, _decode_unknown_request)(data, size)
+
+
+@attrs.frozen(eq=False, repr=False)
+class Fault(Value):
+    """Why a request breaks a rule: in words, at which octet, and what a server that knows the rule answers."""
+
+    reason: str
+    offset: int
+    result_code: ResultCode
+
+
+def find_fault(request: Request) -> Fault | None:
+    """The third stage: the rules between the fields and options of one request, in their order.
+
+    Of RFC 6887 sections 7.3, 11.1, 11.3, 12.1, 13 and 15.1, RFC 7225 4.1, RFC 7652 5, RFC 7753 4 and RFC 7843 4. A
+    server applies those on options that it implements; of others it does not know that they are broken.
+    """
+    if isinstance(request, UnknownRequest):
+        return None
+    if isinstance(request, MapRequest) and request.protocol == Protocol.ALL and request.internal_port:
+        return Fault("protocol 0 goes with internal_port 0 only", 40, ResultCode.MALFORMED_REQUEST)
+    if isinstance(request, PeerRequest):
+        for name, offset in (("protocol", 36), ("internal_port", 40), ("remote_port", 60)):
+            if getattr(request, name) == 0:
+                return Fault(f"{name} of a PEER request must not be 0", offset, ResultCode.MALFORMED_REQUEST)
+    offset = SIZES[request.opcode]
+    for number, option in enumerate(request.options):
+        fault = _fault_of_option(request, option, request.options[:number], offset)
+        if fault is not None:
+            return fault
+        offset += len(option.encode())
+    return None
+
+
+def find_strict_fault(message: Message) -> Fault | None:
+    """The same of any message, and whatever only a careless sender gets wrong: an option with contents that make no
+    sense, or with an opcode that it does not go with."""
+    if isinstance(message, Request):
+        fault = find_fault(message)
+        if fault is not None:
+            return fault
+    if not isinstance(message, KnownRequest | KnownResponse):
+        return None
+    offset = SIZES[message.opcode]
+    for option in message.options:
+        if option.code in _RULES:
+            if isinstance(option, RawOption):
+                return Fault(f"malformed option {option.code}", offset, ResultCode.MALFORMED_OPTION)
+            if message.opcode not in _RULES[option.code][0]:
+                reason = f"{option.NAME} does not go with {_OPCODE_NAMES[message.opcode]}"
+                return Fault(reason, offset, ResultCode.MALFORMED_OPTION)
+        offset += len(option.encode())
+    return None
+
+
+def error_reply(request: bytes, code: ResultCode, lifetime: int, epoch: int) -> bytes:
+    """The error response to a request's octets: a copy with its header overwritten (RFC 6887 section 8.2).
+
+    Cut to 1100 octets, padded to a multiple of 4 and to a whole header. `lifetime` and `epoch` are seconds, from 0 to
+    2**32-1.
+
+    Raises:
+        LocalProtocolError: they are out of range.
+    """
+    if not (0 <= lifetime < 2**32 and 0 <= epoch < 2**32):
+        raise LocalProtocolError(f"lifetime and epoch must be from 0 to 4294967295, not {lifetime!r} and {epoch!r}")
+    copy = request[:MAX_SIZE]
+    copy += bytes(max(HEADER_SIZE - len(copy), -len(copy) % 4))
+    unread = code in (ResultCode.UNSUPP_VERSION, ResultCode.MALFORMED_REQUEST)
+    reserved = copy[12:24] if unread else bytes(12)  # section 7.2
+    header = bytes((VERSION, 0x80 | copy[1], 0, code)) + lifetime.to_bytes(4) + epoch.to_bytes(4)
+    return header + reserved + copy[24:]
+
+
+# --- from octets
+
+
+def _decode_map_request(data: bytes, size: int) -> MapRequest:
+    reserved, lifetime, client, nonce, protocol, spare, internal, port, address = _MAP_REQUEST_ALL.unpack_from(data)
+    options = decode_options(data, 60) if size > 60 else ()
+    request = _map_request(
+        unpack_address(client), nonce, PROTOCOLS[protocol], internal, port, unpack_address(address), lifetime, options
+    )
+    if size > 60 or reserved or spare != b"\0\0\0":
+        keep_irregular(request, data)
+    return request
+
+
+def _decode_peer_request(data: bytes, size: int) -> PeerRequest:
+    lifetime, client, nonce, protocol, internal, port, address, *remote = _PEER_REQUEST_BODY.unpack_from(data)
+    request = _peer_request(
+        unpack_address(client),
+        nonce,
+        PROTOCOLS[protocol],
+        internal,
+        remote[0],
+        unpack_address(remote[1]),
+        port,
+        unpack_address(address),
+        lifetime,
+        decode_options(data, 80),
+    )
+    keep_irregular(request, data)
+    return request
+
+
+def _decode_announce_request(data: bytes, size: int) -> AnnounceRequest:
+    request = _announce_request(unpack_address(bytes(data[8:24])), decode_options(data, 24))
+    keep_irregular(request, data)
+    return request
+
+
+def _decode_pa_request(data: bytes, size: int) -> AuthenticationRequest:
+    code, client, session, sequence = _PA_REQUEST_BODY.unpack_from(data)
+    request = _pa_request(unpack_address(client), _RESULT_CODES[code], session, sequence, decode_options(data, 32))
+    keep_irregular(request, data)
+    return request
+
+
+def _decode_unknown_request(data: bytes, size: int) -> UnknownRequest:
+    lifetime, client = _REQUEST_BODY.unpack_from(data)
+    request = _unknown_request(data[1], lifetime, unpack_address(client), bytes(data[24:]))
+    keep_irregular(request, data)
+    return request
 
 
 def _decode_response(data: bytes, size: int) -> Response:
     if size < 4:
         raise DecodeError("truncated PCP response", size)
-    version, opcode, code = data[0], data[1] & 0x7F, data[3]
-    result_code = _RESULT_CODES.get(code) or ResultCode(code)
-    if version != VERSION:
+    opcode, code = data[1] & 0x7F, data[3]
+    if data[0] != VERSION:
         if code == ResultCode.UNSUPP_VERSION:  # section 9: the server offers its own version
-            return _decode_error(data, size, opcode, result_code)
-        raise DecodeError(f"version {version} is neither NAT-PMP nor PCP", 0)
+            return _decode_error(data, size)
+        raise DecodeError(f"version {data[0]} is neither NAT-PMP nor PCP", 0)
     if code != 0 and size < HEADER_SIZE:  # section 8.3 for version errors; a router in the field for others
-        return _decode_error(data, size, opcode, result_code)
+        return _decode_error(data, size)
     _check_datagram_size(size)
-    if opcode == MAP and size >= MAP_SIZE:
-        lifetime, epoch, nonce, protocol, internal, port, address = _MAP_RESPONSE_BODY.unpack_from(data)
-        options, trailing = _response_options(data, MAP_SIZE, code) if size > MAP_SIZE else ((), b"")
-        response = _map_response(
-            result_code,
-            lifetime,
-            epoch,
-            nonce,
-            PROTOCOLS[protocol],
-            internal,
-            port,
-            unpack_address(address),
-            options,
-            trailing,
-        )
-        response.__class__ = MapResponse
-        return response
-    if opcode == ANNOUNCE:
-        lifetime, epoch = _RESPONSE_BODY.unpack_from(data)
-        options, trailing = _response_options(data, HEADER_SIZE, code)
-        if not trailing:
-            return AnnounceResponse(result_code, lifetime, epoch, options)
+    decoder = _RESPONSE_DECODERS.get(opcode)
+    if decoder is not None and size >= SIZES[opcode]:
+        return decoder(data, size)
     if code != 0:
-        return _decode_error(data, size, opcode, result_code)
-    if opcode == MAP:
-        raise DecodeError("truncated PCP MAP response", size)
+        return _decode_error(data, size)
+    if decoder is not None:
+        raise DecodeError(f"truncated PCP {_OPCODE_NAMES[opcode]} response", size)
     lifetime, epoch = _RESPONSE_BODY.unpack_from(data)
-    return UnknownResponse(opcode, result_code, lifetime, epoch, bytes(data[HEADER_SIZE:]))
+    response = _unknown_response(opcode, _RESULT_CODES[code], lifetime, epoch, bytes(data[24:]))
+    keep_irregular(response, data)
+    return response
 
 
-def _decode_error(data: bytes, size: int, opcode: int, result_code: ResultCode) -> ErrorResponse:
+def _decode_map_response(data: bytes, size: int) -> MapResponse:
+    fields = _MAP_RESPONSE_ALL.unpack_from(data)
+    zero, code, lifetime, epoch, copied, nonce, protocol, spare, internal, external, address = fields
+    response = _unfilled_map_response()
+    fill: typing.Any = response
+    fill.result_code = _RESULT_CODES[code]
+    fill.lifetime = lifetime
+    fill.epoch = epoch
+    fill.nonce = nonce
+    fill.protocol = PROTOCOLS[protocol]
+    fill.internal_port = internal
+    fill.external_port = external
+    fill.external_address = unpack_address(address)
+    fill.options = _response_options(data, 60) if size > 60 else ()
+    fill.received = None
+    fill.__class__ = MapResponse
+    if size > 60 or zero or spare != b"\0\0\0" or copied != _ZEROS:
+        keep_irregular(response, data)
+    return response
+
+
+def _decode_peer_response(data: bytes, size: int) -> PeerResponse:
+    lifetime, epoch, nonce, protocol, internal, port, address, *remote = _PEER_RESPONSE_BODY.unpack_from(data)
+    response = _peer_response(
+        _RESULT_CODES[data[3]],
+        lifetime,
+        epoch,
+        nonce,
+        PROTOCOLS[protocol],
+        internal,
+        port,
+        unpack_address(address),
+        remote[0],
+        unpack_address(remote[1]),
+        _response_options(data, 80),
+    )
+    keep_irregular(response, data)
+    return response
+
+
+def _decode_announce_response(data: bytes, size: int) -> AnnounceResponse:
+    lifetime, epoch = _RESPONSE_BODY.unpack_from(data)
+    response = _announce_response(_RESULT_CODES[data[3]], lifetime, epoch, _response_options(data, 24))
+    if size > 24 or data[2] or data[12:24] != _ZEROS:
+        keep_irregular(response, data)
+    return response
+
+
+def _decode_pa_response(data: bytes, size: int) -> AuthenticationResponse:
+    epoch, session, sequence = _PA_RESPONSE_BODY.unpack_from(data)
+    response = _pa_response(_RESULT_CODES[data[3]], epoch, session, sequence, _response_options(data, 32))
+    keep_irregular(response, data)
+    return response
+
+
+def _decode_error(data: bytes, size: int) -> ErrorResponse:
     lifetime = int.from_bytes(data[4:8]) if size >= 8 else None
     epoch = int.from_bytes(data[8:12]) if size >= 12 else None
-    return ErrorResponse(opcode, result_code, lifetime, epoch, bytes(data[HEADER_SIZE:]), version=data[0])
+    response = _error_response(data[1] & 0x7F, _RESULT_CODES[data[3]], lifetime, epoch, bytes(data[24:]), data[0])
+    keep_irregular(response, data)
+    return response
 
 
-def _response_options(data: bytes, offset: int, code: int) -> tuple[tuple[Option, ...], bytes]:
+def _response_options(data: bytes, offset: int) -> tuple[Option, ...]:
     """The options of a response. An error is a copy of its request, whose options may be the very fault."""
     try:
-        return decode_options(data, offset), b""
+        return decode_options(data, offset)
     except DecodeError:
-        if code == 0:
+        if not _RESULT_CODES[data[3]].is_error:
             raise
-        return (), bytes(data[offset:])
+        return ()
 
 
 def _check_datagram_size(size: int) -> None:
@@ -381,18 +866,122 @@ def _check_datagram_size(size: int) -> None:
         raise DecodeError(f"{size} octets are no multiple of 4", size)
 
 
-def _failure(result_code: ResultCode, lifetime: int | None) -> str:
-    if result_code == 0:
+# --- the rules of messages
+
+
+def _fault_of_option(request: KnownRequest, option: Option, before: tuple[Option, ...], offset: int) -> Fault | None:
+    malformed = ResultCode.MALFORMED_OPTION
+    if any(isinstance(o, AuthenticationTag | PaAuthenticationTag) and o.code != option.code for o in before):
+        return Fault("an option stands behind the authentication tag", offset, malformed)
+    if isinstance(option, RawOption):
+        # A DESCRIPTION that is no UTF-8 is ignored, and the request goes on (RFC 7220 section 3).
+        known = option.code in _RULES and option.code != _DESCRIPTION
+        return Fault(f"malformed option {option.code}", offset, malformed) if known else None
+    opcodes, often = _RULES[option.code]
+    if request.opcode not in opcodes:
+        code = ResultCode.MALFORMED_REQUEST if isinstance(option, PreferFailure) else malformed  # section 12.1
+        return Fault(f"{option.NAME} does not go with {_OPCODE_NAMES[request.opcode]}", offset, code)
+    if not often and any(other.code == option.code for other in before):
+        return Fault(f"{option.NAME} stands twice", offset, malformed)
+    if isinstance(option, ThirdParty) and option.address == request.client_address:
+        return Fault("THIRD_PARTY names the sender itself", offset, ResultCode.MALFORMED_REQUEST)
+    if isinstance(option, ThirdPartyId) and not any(isinstance(other, ThirdParty) for other in request.options):
+        return Fault("THIRD_PARTY_ID needs THIRD_PARTY", offset, ResultCode.THIRD_PARTY_MISSING_OPTION)
+    reason = _fault_of_contents(request, option, before)
+    return Fault(reason, offset, malformed) if reason else None
+
+
+def _fault_of_contents(request: KnownRequest, option: Option, before: tuple[Option, ...]) -> str:
+    match option:
+        case SessionLifetime() | IdIndicator():
+            return f"{option.NAME} is for responses"
+        case Prefix64() if option.ipv4_prefixes or option.prefix != Prefix64().prefix:
+            return "PREFIX64 in a request must be ::/96, without a list"
+    if not isinstance(request, MapRequest):
+        return ""
+    match option:
+        case PreferFailure() | Filter() if request.lifetime == 0:
+            return f"{option.NAME} makes no sense in a delete"
+        case PreferFailure() if request.suggested_external_port == 0:
+            return "PREFER_FAILURE needs a suggested_external_port"
+        case PreferFailure() | PortSet() if any(isinstance(other, PreferFailure | PortSet) for other in before):
+            return "PREFER_FAILURE and PORT_SET do not go together"
+        case PortSet() if option.size == 0:
+            return "PORT_SET of no port"
+        case PortSet() if option.first_internal_port != request.internal_port:
+            return "PORT_SET.first_internal_port must be the internal_port of the request"
+    return ""
+
+
+def _check(message: KnownRequest | KnownResponse) -> None:
+    """That a message which our caller makes can be sent, and may be."""
+    kind = type(message).__name__
+    size = SIZES[message.opcode] + sum(4 + len(option.data) + -len(option.data) % 4 for option in message.options)
+    if size > MAX_SIZE:
+        raise LocalProtocolError(f"{kind} would have {size} octets; PCP's limit is {MAX_SIZE}")
+    is_copy = isinstance(message, KnownResponse) and message.result_code.is_error  # repeats whatever was asked
+    fault = None if is_copy else find_strict_fault(message)
+    if fault is not None:
+        raise LocalProtocolError(f"{kind}: {fault.reason}")
+
+
+def _check_decodes_to_itself(message: ErrorResponse | UnknownRequest | UnknownResponse) -> None:
+    """That it says nothing which octets cannot, or which another class is for."""
+    try:
+        same = decode(message.encode()) == message and message.encode()[0] != 0
+    except DecodeError as error:
+        raise LocalProtocolError(f"{type(message).__name__}: {error.reason}") from None
+    if not same:
+        raise LocalProtocolError(f"{type(message).__name__} cannot say that; there may be a class for its opcode")
+
+
+def _failure(code: ResultCode, lifetime: int | None) -> str:
+    if code == 0:
         return ""
     hold = "" if lifetime is None else f", for {lifetime} s"
-    return f"{result_code.name} ({result_code.meaning}){hold}"
+    return f"{code.name} ({code.meaning}){hold}"
 
 
 def _with_options(options: tuple[Option, ...]) -> str:
     return "".join([f", {option.describe()}" for option in options])
 
 
-_RESULT_CODES = {code.value: code for code in ResultCode}
+_OPCODE_NAMES = {ANNOUNCE: "ANNOUNCE", MAP: "MAP", PEER: "PEER", AUTHENTICATION: "AUTHENTICATION"}
+# In which requests and responses an option may stand, and whether more than once in one request.
+_RULES: dict[int, tuple[tuple[int, ...], bool]] = {
+    1: ((MAP, PEER), False),  # RFC 6887 section 13
+    2: ((MAP,), False),
+    3: ((MAP,), True),
+    4: ((AUTHENTICATION,), False),  # RFC 7652 section 5
+    5: ((ANNOUNCE, MAP, PEER), False),
+    6: ((AUTHENTICATION,), False),
+    7: ((AUTHENTICATION,), False),
+    8: ((AUTHENTICATION,), True),
+    9: ((AUTHENTICATION,), True),
+    10: ((AUTHENTICATION,), False),
+    11: ((AUTHENTICATION,), False),
+    12: ((AUTHENTICATION,), False),
+    13: ((MAP, PEER), False),  # RFC 7843 section 4
+    128: ((MAP, PEER), False),  # RFC 7220 section 2
+    129: ((ANNOUNCE, MAP), False),  # RFC 7225 section 4.1
+    130: ((MAP,), False),  # RFC 7753 section 4
+}
+
+_DESCRIPTION = 128
+
+_RESULT_CODES = CodeTable(ResultCode)
+_NO_ERRORS = frozenset(
+    (
+        ResultCode.SUCCESS,
+        ResultCode.INITIATION,
+        ResultCode.AUTHENTICATION_SUCCEEDED,
+        ResultCode.SESSION_TERMINATED,
+        ResultCode.AUTHENTICATION_REQUEST,
+        ResultCode.AUTHENTICATION_REPLY,
+    )
+)
+_SHORT_LIVED = frozenset((ResultCode.NETWORK_FAILURE, ResultCode.NO_RESOURCES, ResultCode.USER_EX_QUOTA))
+_LONG_LIVED = frozenset(ResultCode(code) for code in (1, 2, 3, 4, 5, 6, 9, 12, 13, 24, 25, 26))
 _MEANINGS = {
     ResultCode.SUCCESS: "success",
     ResultCode.UNSUPP_VERSION: "the gateway does not speak this version",
@@ -408,16 +997,60 @@ _MEANINGS = {
     ResultCode.CANNOT_PROVIDE_EXTERNAL: "the gateway cannot give just this external address and port",
     ResultCode.ADDRESS_MISMATCH: "the gateway sees another source address: there is another NAT in between",
     ResultCode.EXCESSIVE_REMOTE_PEERS: "the gateway cannot filter for so many remote peers",
+    ResultCode.INITIATION: "a client starts a PA session",
+    ResultCode.AUTHENTICATION_REQUIRED: "the gateway wants to know first who asks",
+    ResultCode.AUTHENTICATION_FAILED: "the gateway does not believe who asks",
+    ResultCode.AUTHENTICATION_SUCCEEDED: "the gateway knows now who asks",
+    ResultCode.AUTHORIZATION_FAILED: "the gateway knows who asks, and does not allow it",
+    ResultCode.SESSION_TERMINATED: "the PA session is over",
+    ResultCode.UNKNOWN_SESSION_ID: "the gateway does not know this PA session",
+    ResultCode.DOWNGRADE_ATTACK_DETECTED: "somebody has tampered with the choice of algorithms",
+    ResultCode.AUTHENTICATION_REQUEST: "the gateway goes on asking who asks",
+    ResultCode.AUTHENTICATION_REPLY: "a client goes on saying who it is",
+    ResultCode.THIRD_PARTY_ID_UNKNOWN: "the gateway does not know the host that is meant",
+    ResultCode.THIRD_PARTY_MISSING_OPTION: "THIRD_PARTY_ID came without THIRD_PARTY",
+    ResultCode.UNSUPP_THIRD_PARTY_ID_LENGTH: "the gateway does not take a THIRD_PARTY_ID of this length",
 }
 
+_ZEROS = bytes(12)
 _REQUEST = struct.Struct("!BBxxI16s")  # section 7.1
 _REQUEST_BODY = struct.Struct("!4xI16s")
 _RESPONSE = struct.Struct("!BBxBII12x")  # section 7.2
 _RESPONSE_BODY = struct.Struct("!4xII12x")
 _MAP_REQUEST = struct.Struct("!BBxxI16s12sB3xHH16s")  # section 11.1
-_MAP_REQUEST_BODY = struct.Struct("!4xI16s12sB3xHH16s")
+_MAP_REQUEST_ALL = struct.Struct("!2xHI16s12sB3sHH16s")  # with the reserved bits
 _MAP_RESPONSE = struct.Struct("!BBxBII12x12sB3xHH16s")
-_MAP_RESPONSE_BODY = struct.Struct("!4xII12x12sB3xHH16s")
+_MAP_RESPONSE_ALL = struct.Struct("!2xBBII12s12sB3sHH16s")
+_PEER_REQUEST = struct.Struct("!BBxxI16s12sB3xHH16sHxx16s")  # section 12.1
+_PEER_REQUEST_BODY = struct.Struct("!4xI16s12sB3xHH16sHxx16s")
+_PEER_RESPONSE = struct.Struct("!BBxBII12x12sB3xHH16sHxx16s")
+_PEER_RESPONSE_BODY = struct.Struct("!4xII12x12sB3xHH16sHxx16s")
+_PA_REQUEST = struct.Struct("!BBxB4x16sII")  # RFC 7652 section 5.1
+_PA_REQUEST_BODY = struct.Struct("!3xB4x16sII")
+_PA_RESPONSE = struct.Struct("!BBxB4xI12xII")
+_PA_RESPONSE_BODY = struct.Struct("!8xI12xII")
 
+_REQUEST_DECODERS: dict[int, Callable[[bytes, int], Request]] = {
+    ANNOUNCE: _decode_announce_request,
+    MAP: _decode_map_request,
+    PEER: _decode_peer_request,
+    AUTHENTICATION: _decode_pa_request,
+}
+_RESPONSE_DECODERS: dict[int, Callable[[bytes, int], Response]] = {
+    ANNOUNCE: _decode_announce_response,
+    MAP: _decode_map_response,
+    PEER: _decode_peer_response,
+    AUTHENTICATION: _decode_pa_response,
+}
+
+_unfilled_map_response = unfilled(MapResponse)
+_announce_request = unchecked(AnnounceRequest)
+_announce_response = unchecked(AnnounceResponse)
 _map_request = unchecked(MapRequest)
-_map_response = unchecked(MapResponse)
+_peer_request = unchecked(PeerRequest)
+_peer_response = unchecked(PeerResponse)
+_pa_request = unchecked(AuthenticationRequest)
+_pa_response = unchecked(AuthenticationResponse)
+_error_response = unchecked(ErrorResponse)
+_unknown_request = unchecked(UnknownRequest)
+_unknown_response = unchecked(UnknownResponse)
