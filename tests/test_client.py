@@ -652,6 +652,24 @@ def test_pcp_is_preferred_where_both_answer_also_when_it_answers_late() -> None:
     assert client.stats.datagrams_unmatched == 1
 
 
+def test_the_question_for_the_other_version_waits_for_its_turn() -> None:
+    client = make_client((2, 0))
+    mapping = client.map_port(Protocol.TCP, 8080, 0.0, lifetime=1000)
+    drain(client)
+    client.receive_datagram(bytes.fromhex("00800001000004d2"), SERVER, 0.0)
+    (request,), _ = drain(client)
+    client.receive_datagram(natpmp_answer(request), SERVER, 0.0)
+    client.receive_datagram(natpmp_answer(b"\0\0"), SERVER, 0.0)
+    client.map_port(Protocol.UDP, 8081, 400.0)  # in PCP again, after so long
+    client.unmap(mapping, 400.5)  # in NAT-PMP, as it was granted; nobody answers
+    drain(client)
+    sent = []
+    while (deadline := client.next_timeout()) is not None and deadline <= 403.0:
+        client.handle_timeout(deadline)
+        sent += [(deadline, data) for data in drain(client)[0]]
+    assert [at for at, data in sent if data == b"\0\0"] == [403.0]  # the delete was given up at 402.25
+
+
 def test_pcp_that_answers_before_the_other_question_does_ends_it() -> None:
     client = make_client()
     client.map_port(Protocol.TCP, 8080, 0.0)

@@ -1952,3 +1952,22 @@ def test_one_changed_octet_is_a_message_or_a_decode_error_and_nothing_else(name:
         assert 0 <= error.offset <= len(octets)  # noqa: PT017
     else:
         assert message.encode() == octets
+
+
+@pytest.mark.parametrize("code", [1, 5])
+def test_a_result_that_has_no_body_is_not_put_into_one(code: int) -> None:
+    with pytest.raises(LocalProtocolError, match="ErrorResponse is for that"):
+        natpmp.MapResponse(Protocol.TCP, natpmp.ResultCode(code), 0, 80)
+    with pytest.raises(LocalProtocolError, match="ErrorResponse is for that"):
+        natpmp.ExternalAddressResponse(natpmp.ResultCode(code), 0)
+
+
+def test_an_error_reply_has_times_that_fit() -> None:
+    for lifetime, epoch in ((2**32, 0), (0, -1)):
+        with pytest.raises(LocalProtocolError, match="lifetime and epoch must be from 0"):
+            pcp.error_reply(b"\2\1", pcp.ResultCode.MALFORMED_REQUEST, lifetime, epoch)
+
+
+def test_only_ipv4_addresses_are_synthesized() -> None:
+    with pytest.raises(LocalProtocolError, match="not an IPv4 address"):
+        pcp.Prefix64().synthesize("2001:db8::1")

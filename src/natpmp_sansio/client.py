@@ -722,8 +722,9 @@ class Client(Machine["_TimerKey"]):
         """Nobody answered the request of a mapping that is held: renew later, or recover if the gateway lost it."""
         if mapping.generation == self._generation:
             self._schedule_renewal(mapping, renew_after)
-        elif self._timers.deadline((Timer.RECOVER, None)) is None:
-            self._timers.set((Timer.RECOVER, None), recover_at)
+        else:
+            due = self._timers.deadline((Timer.RECOVER, None))
+            self._timers.set((Timer.RECOVER, None), recover_at if due is None else min(due, recover_at))
 
     def _give_up(self, reason: Reason, now: float) -> None:
         """The gateway does not answer at all: end what is under way, and try again after a growing wait."""
@@ -878,8 +879,6 @@ class Client(Machine["_TimerKey"]):
             self._finish(mapping, MappingFailed(**about, reason=Reason.NEEDS_PCP, result_code=None))
 
     def _finish_closing(self) -> None:
-        for exchange in list(self._exchanges):
-            self._end(exchange)
         self._timers.clear()
         self._closed = True
         self._emit(Closed(gateway=self._gateway))

@@ -25,10 +25,9 @@ def decode(data: bytes, *, strict: bool = False) -> Message:
     Raises:
         DecodeError: nothing else, whatever the octets.
     """
-    message = _decode_natpmp(data) if data and data[0] == 0 else _decode_pcp(data)
     if strict:
-        _check_strictly(message, data)
-    return message
+        return _decode_strictly(data)
+    return _decode_natpmp(data) if data and data[0] == 0 else _decode_pcp(data)
 
 
 def is_response(data: bytes) -> bool:
@@ -53,14 +52,15 @@ def describe(data: bytes) -> str:
         return f"{len(data)} octets, no message: {error}"
 
 
-def _check_strictly(message: Message, data: bytes) -> None:
+def _decode_strictly(data: bytes) -> Message:
+    message = decode(data)
     is_copy = isinstance(message, pcp.Response) and message.result_code.is_error
     if not is_copy:
         fault = None if isinstance(message, natpmp.Message) else pcp.find_strict_fault(message)
         if fault is not None:
             raise DecodeError(fault.reason, fault.offset)
     if message.received is None:
-        return
+        return message
     regular = copy.copy(message)
     object.__setattr__(regular, "received", None)
     for offset, (octet, expected) in enumerate(itertools.zip_longest(data, regular.encode())):
@@ -68,3 +68,4 @@ def _check_strictly(message: Message, data: bytes) -> None:
             is_copy and offset >= 12
         ):  # of the request, faults and all (RFC 6887 section 8.2)
             raise DecodeError("octets that a conforming sender would not send", offset)
+    return message

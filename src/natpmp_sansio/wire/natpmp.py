@@ -62,6 +62,11 @@ def _to_result_code(value: int) -> ResultCode:
     return to_result_code(ResultCode, value, 16)
 
 
+def _has_body(instance: object, attribute: attrs.Attribute[ResultCode], code: ResultCode) -> None:
+    if code in _WITHOUT_BODY:
+        raise LocalProtocolError(f"{type(instance).__name__} has no room for {code.name}; ErrorResponse is for that")
+
+
 def _tcp_or_udp(protocol: int) -> Protocol:
     if protocol not in (Protocol.TCP, Protocol.UDP):
         raise LocalProtocolError(f"NAT-PMP maps TCP and UDP, not {protocol!r}")
@@ -96,7 +101,7 @@ class ExternalAddressResponse(Value):
     means nothing.
     """
 
-    result_code: ResultCode = attrs.field(converter=_to_result_code)
+    result_code: ResultCode = attrs.field(converter=_to_result_code, validator=_has_body)
     epoch: int = attrs.field(validator=U32)
     external_address: IPv4Address = attrs.field(converter=_ipv4, default=IPv4Address(0))
     received: bytes | None = received_field()
@@ -144,7 +149,7 @@ class MapResponse(Value):
     """The answer to a MapRequest: the mapped external port and the granted lifetime in seconds (section 3.3)."""
 
     protocol: Protocol = attrs.field(converter=_tcp_or_udp)
-    result_code: ResultCode = attrs.field(converter=_to_result_code)
+    result_code: ResultCode = attrs.field(converter=_to_result_code, validator=_has_body)
     epoch: int = attrs.field(validator=U32)
     internal_port: int = attrs.field(validator=U16)
     external_port: int = attrs.field(default=0, validator=U16)
@@ -230,9 +235,9 @@ def decode(data: bytes) -> Message:
     """
     size = len(data)
     if size == 16:  # most of all that comes in: a mapping was granted
-        version, opcode, code, epoch, internal_port, external_port, lifetime = _MAP_RESPONSE.unpack(data)
-        protocol = _MAP_RESPONSE_PROTOCOLS.get(opcode)
-        if protocol is not None and code == 0 and version == VERSION:
+        version, opcode, code, epoch, internal_port, external_port, lifetime = _unpack_map_response(data)
+        protocol = _MAP_RESPONSE_PROTOCOLS[opcode]
+        if protocol is not None and code == 0 and version == 0:
             response = _unfilled_map_response()
             fill: typing.Any = response
             fill.protocol = protocol
@@ -316,7 +321,7 @@ def _failure(result_code: ResultCode) -> str:
 _OPCODES = {Protocol.UDP: 1, Protocol.TCP: 2}  # section 3.3, the reverse of what many expect
 _PROTOCOLS = {opcode: protocol for protocol, opcode in _OPCODES.items()}
 _RESULT_CODES = CodeTable(ResultCode)
-_MAP_RESPONSE_PROTOCOLS = {0x80 | opcode: protocol for opcode, protocol in _PROTOCOLS.items()}
+_MAP_RESPONSE_PROTOCOLS = [_PROTOCOLS.get(opcode - 0x80) for opcode in range(256)]
 _SUCCESS = ResultCode.SUCCESS
 _WITHOUT_BODY = (1, 5)  # a version error and the copy of an unknown request, whatever their length
 _LIFETIMES = {
@@ -339,6 +344,7 @@ _U32 = struct.Struct("!I")
 _MAP_REQUEST = struct.Struct("!BBxxHHI")  # section 3.3
 _MAP_REQUEST_BODY = struct.Struct("!HHHI")  # with the reserved bits
 _MAP_RESPONSE = struct.Struct("!BBHIHHI")
+_unpack_map_response = _MAP_RESPONSE.unpack
 _MAP_RESPONSE_BODY = struct.Struct("!IHHI")
 _ADDRESS_RESPONSE = struct.Struct("!BBHI4s")  # section 3.2
 _SHORT_RESPONSE = struct.Struct("!BBH")  # section 3.5
