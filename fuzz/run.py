@@ -41,16 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     is_guided = not options.dumb and importlib.util.find_spec("atheris") is not None
     run = run_atheris if is_guided else run_dumb
-    lines, findings = [], 0
+    findings = 0
     for name in options.targets or list(TARGETS):
         (FINDINGS / name).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             told, finding = run(name, options.seconds, Path(scratch))
             corpus = f"corpus {len(kept(CORPUS / name))} + {len(kept(Path(scratch)))}"
             found = f"1 finding: {finding}" if finding else "no finding"
-            lines.append(f"{name}: {told}, {corpus}, {coverage_of(name, scratch)} of the lines of wire, {found}")
+            print(f"{name}: {told}, {corpus}, {coverage_of(name, scratch)} of the lines of wire, {found}", flush=True)
         findings += finding is not None
-    print("\n".join(lines))
     return 1 if findings else 0
 
 
@@ -82,9 +81,9 @@ def run_atheris(name: str, seconds: float, scratch: Path) -> tuple[str, str | No
         re.findall(rf"{stat}: +(\d+)", log) for stat in ("number_of_executed_units", "average_exec_per_sec")
     )
     reached = re.findall(r"cov: (\d+) ft: (\d+)", log)
-    if not (executions and reached):
-        sys.exit(f"{name} has not run")
     written = re.search(r"Test unit written to .*/(.+)", log)
+    if not (executions and reached) or (done.returncode and not written):
+        sys.exit(f"{name} did not run as it should; status {done.returncode}")
     told = f"{executions[0]} runs, {per_second[0]}/s, cov {reached[-1][0]}, ft {reached[-1][1]}"
     return told, written[1] if written else None
 
@@ -94,8 +93,9 @@ def run_atheris(name: str, seconds: float, scratch: Path) -> tuple[str, str | No
 
 def run_dumb(name: str, seconds: float, scratch: Path) -> tuple[str, str | None]:
     seeds = [path.read_bytes() for path in kept(CORPUS / name)]
+    start = time.monotonic()
     executions, failing = mutate(TARGETS[name], seeds, seconds, random.Random())
-    told = f"{executions} runs, {executions / seconds:.0f}/s, not guided"
+    told = f"{executions} runs, {executions / (time.monotonic() - start):.0f}/s, not guided"
     if failing is None:
         return told, None
     finding = f"crash-{hashlib.sha1(failing).hexdigest()}"  # as libFuzzer calls it
@@ -146,7 +146,7 @@ def coverage_of(name: str, scratch: str) -> str:
     if importlib.util.find_spec("coverage") is None:
         return "?"
     child = [sys.executable, str(HERE / "run_one.py"), name, "--coverage", str(CORPUS / name), scratch]
-    return subprocess.run(child, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(child, stdout=subprocess.PIPE, text=True, check=False).stdout.strip() or "?"
 
 
 if __name__ == "__main__":

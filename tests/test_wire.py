@@ -35,12 +35,12 @@ REFUSED: dict[str, tuple[str, int]] = {
     "NP-MAP-RSP-TRUNC": ("truncated NAT-PMP response", 4),
     "NP-MAP-REQ-TRUNC": ("truncated NAT-PMP map request", 6),
     "NP-ONE-OCTET": ("too short for a NAT-PMP header", 1),
-    "PCP-MAP-REQ-V3": ("version 3 is neither NAT-PMP nor PCP", 0),
-    "PCP-V1-REQ": ("version 1 is neither NAT-PMP nor PCP", 0),
+    "PCP-MAP-REQ-V3": ("version 3 is not PCP", 0),
+    "PCP-V1-REQ": ("version 1 is not PCP", 0),
     "PCP-ONE-OCTET": ("too short for a PCP header", 1),
     "PCP-TWO-OCTETS": ("too short for a PCP header", 2),
     "PCP-ANN-REQ-LEN23": ("too short for a PCP header", 23),
-    "PCP-V3-RSP-AT-SERVER": ("version 3 is neither NAT-PMP nor PCP", 0),
+    "PCP-V3-RSP-AT-SERVER": ("version 3 is not PCP", 0),
     "PCP-MAP-REQ-LEN40": ("truncated PCP MAP request", 40),
     "PCP-MAP-REQ-LEN61": ("61 octets are no multiple of 4", 61),
     "PCP-MAP-REQ-LEN1104": ("1104 octets; PCP's limit is 1100", 1100),
@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[str, int]] = {
     "PCP-RSP-LEN62": ("62 octets are no multiple of 4", 62),
     "PCP-MAP-RSP-LEN56": ("truncated PCP MAP response", 56),
     "PCP-MAP-RSP-OPT-OVERRUN": ("option 77 with 400 octets runs past the datagram", 60),
-    "PCP-RSP-V3-SUCCESS": ("version 3 is neither NAT-PMP nor PCP", 0),
+    "PCP-RSP-V3-SUCCESS": ("version 3 is not PCP", 0),
 }
 # Requests that break a rule: what strict decoding says, at which octet, and what a server that knows the rule answers.
 FAULTY: dict[str, tuple[str, int, pcp.ResultCode]] = {
@@ -758,7 +758,7 @@ def test_a_pcp_version_error_offers_another_version_and_may_be_short(
 def test_with_the_response_bit_clear_another_version_is_no_version_error(version: int, size: int) -> None:
     data = (bytes((version, 1, 0, 1)) + bytes(20))[:size]
     assert not is_response(data)
-    with pytest.raises(DecodeError, match=f"version {version} is neither NAT-PMP nor PCP"):
+    with pytest.raises(DecodeError, match=f"version {version} is not PCP"):
         decode(data)
 
 
@@ -832,8 +832,8 @@ def test_a_success_whose_options_cannot_be_parsed_is_refused(octets: str) -> Non
         ("000100001388", "truncated NAT-PMP map request", 6),
         ("02", "too short for a PCP header", 1),
         ("0281", "truncated PCP response", 2),
-        ("0381000000000000", "version 3 is neither NAT-PMP nor PCP", 0),
-        ("0301", "version 3 is neither NAT-PMP nor PCP", 0),
+        ("0381000000000000", "version 3 is not PCP", 0),
+        ("0301", "version 3 is not PCP", 0),
         ("0201" + "00" * 14, "too short for a PCP header", 16),
         ("0201" + "00" * 24, "26 octets are no multiple of 4", 26),
         ("0201" + "00" * 1102, "1104 octets; PCP's limit is 1100", 1100),
@@ -1382,7 +1382,7 @@ def test_no_message_of_more_than_1100_octets_can_be_made(
         ),
         (
             lambda: pcp.ErrorResponse(9, Code.UNSUPP_OPCODE, version=3),
-            "ErrorResponse: version 3 is neither NAT-PMP nor PCP",
+            "ErrorResponse: version 3 is not PCP",
         ),
         (
             lambda: pcp.PeerResponse(Code.SUCCESS, 0, 0, NONCE, 6, 80, 80, V4, 443, V4, options=(pcp.PreferFailure(),)),
@@ -1661,8 +1661,8 @@ def test_a_server_reads_the_header_first_and_the_request_then() -> None:
     [
         ("02", "too short for a PCP header", 1),
         ("0281" + "00" * 58, "a response, not a request", 1),
-        ("0301" + "00" * 58, "version 3 is neither NAT-PMP nor PCP", 0),
-        ("0001" + "00" * 22, "version 0 is neither NAT-PMP nor PCP", 0),
+        ("0301" + "00" * 58, "version 3 is not PCP", 0),
+        ("0001" + "00" * 22, "version 0 is not PCP", 0),
         ("0201" + "00" * 21, "too short for a PCP header", 23),
         ("0201" + "00" * 23, "25 octets are no multiple of 4", 25),
         ("0201" + "00" * 1102, "1104 octets; PCP's limit is 1100", 1100),
@@ -1803,7 +1803,7 @@ def test_a_message_describes_itself_in_one_line(message: Message, line: str) -> 
 def test_a_datagram_is_described_even_if_it_says_nothing() -> None:
     assert describe(b"\0\0") == "NAT-PMP external address request"
     assert describe(b"") == "0 octets, no message: too short for a PCP header (at octet 0)"
-    assert describe(b"\7\7\7") == "3 octets, no message: version 7 is neither NAT-PMP nor PCP (at octet 0)"
+    assert describe(b"\7\7\7") == "3 octets, no message: version 7 is not PCP (at octet 0)"
 
 
 @pytest.mark.parametrize("name", sorted(VECTORS))

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import attrs
 
-from ..errors import LocalProtocolError
+from ..errors import DecodeError, LocalProtocolError
 
 IPAddress = IPv4Address | IPv6Address
 """An address inside a message. Scope ids never enter one."""
@@ -167,6 +167,22 @@ def keep_irregular(message: object, data: bytes) -> None:
     encoded = typing.cast("typing.Any", message).encode()
     if encoded != data:
         object.__setattr__(message, "received", bytes(data))
+
+
+def check_decodes_to_itself(message: typing.Any, decode: Callable[[bytes], object]) -> None:
+    """That a message which our caller makes says nothing that its protocol's octets cannot, or that another class is
+    for. For the classes that stand for what has no layout of its own.
+
+    Raises:
+        LocalProtocolError: it does.
+    """
+    kind = type(message).__name__
+    try:
+        decoded = decode(message.encode())
+    except DecodeError as error:
+        raise LocalProtocolError(f"{kind}: {error.reason}") from None
+    if decoded != message:
+        raise LocalProtocolError(f"{kind} cannot say that; there may be a class for its opcode")
 
 
 M = typing.TypeVar("M")

@@ -17,6 +17,7 @@ from .fields import (
     OpenIntEnum,
     Protocol,
     Value,
+    check_decodes_to_itself,
     keep_irregular,
     octets,
     protocol_name,
@@ -191,7 +192,7 @@ class ErrorResponse(Value):
     received: bytes | None = received_field()
 
     def __attrs_post_init__(self) -> None:
-        _check_decodes_to_itself(self)
+        check_decodes_to_itself(self, decode)
 
     def encode(self) -> bytes:
         if self.received is not None:
@@ -213,7 +214,7 @@ class UnknownRequest(Value):
     received: bytes | None = received_field()
 
     def __attrs_post_init__(self) -> None:
-        _check_decodes_to_itself(self)
+        check_decodes_to_itself(self, decode)
 
     def encode(self) -> bytes:
         return bytes((0, self.opcode)) + self.payload
@@ -302,16 +303,6 @@ def _decode_response(data: bytes, size: int, opcode: int) -> Response:
     if data[1] < 0x80:
         keep_irregular(error, data)
     return error
-
-
-def _check_decodes_to_itself(message: ErrorResponse | UnknownRequest) -> None:
-    """That it says nothing which octets cannot, or which another class is for."""
-    try:
-        same = decode(message.encode()) == message
-    except DecodeError as error:
-        raise LocalProtocolError(f"{type(message).__name__}: {error.reason}") from None
-    if not same:
-        raise LocalProtocolError(f"{type(message).__name__} cannot say that; there may be a class for its opcode")
 
 
 def _failure(result_code: ResultCode) -> str:
