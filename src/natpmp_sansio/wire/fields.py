@@ -26,7 +26,7 @@ MAX_LIFETIME = 2**32 - 1
 class Value:
     """Base of all immutable values: compared, hashed and shown by their fields.
 
-    attrs would write these three methods for each class anew, which is half of what importing the package costs.
+    attrs would write these three methods for each class anew, and the import would pay for it.
     """
 
     __slots__ = ()
@@ -94,7 +94,7 @@ R = typing.TypeVar("R", bound=OpenIntEnum)
 
 
 class CodeTable(dict[int, R]):
-    """The members of an OpenIntEnum by number, for decoders: looking one up costs a fifth of calling the enum."""
+    """The members of an OpenIntEnum by number, for decoders: much faster than calling the enum."""
 
     def __init__(self, kind: type[R]) -> None:
         super().__init__({member.value: member for member in kind})
@@ -192,8 +192,8 @@ def unfilled(cls: type[M]) -> Callable[[], M]:
     """For decoders where speed counts most, whose values are right by construction: a blank to be filled in.
 
     It is a mutable twin of `cls` with the same slots, which the decoder fills and then turns into the real, immutable
-    thing with `message.__class__ = cls`, before anybody else sees it. That costs a third of the frozen class's
-    `__init__`, and skips its validation.
+    thing with `message.__class__ = cls`, before anybody else sees it. That skips the frozen class's `__init__`
+    and its validation.
     """
     return typing.cast("Callable[[], M]", type(cls.__name__, (Value,), {"__slots__": _names_of(cls)}))
 
