@@ -1971,3 +1971,12 @@ def test_an_error_reply_has_times_that_fit() -> None:
 def test_only_ipv4_addresses_are_synthesized() -> None:
     with pytest.raises(LocalProtocolError, match="not an IPv4 address"):
         pcp.Prefix64().synthesize("2001:db8::1")
+
+
+def test_a_fault_behind_an_option_that_was_shortened_is_reported_where_it_stands() -> None:
+    request = pcp.MapRequest("192.168.1.10", bytes(12), Protocol.TCP, 80).encode()
+    invalid_entry = bytes.fromhex("81000016 000c 000000000000000000000000 0001 0021c0000200 0000")
+    data = request[:60] + invalid_entry + pcp.PreferFailure().encode()
+    fault = pcp.find_fault(pcp.decode_request(data))
+    assert fault is not None
+    assert (fault.reason, fault.offset) == ("PREFER_FAILURE needs a suggested_external_port", 88)

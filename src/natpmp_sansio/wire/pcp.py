@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
@@ -660,12 +660,10 @@ def find_fault(request: Request) -> Fault | None:
         for name, offset in (("protocol", 36), ("internal_port", 40), ("remote_port", 60)):
             if getattr(request, name) == 0:
                 return Fault(f"{name} of a PEER request must not be 0", offset, ResultCode.MALFORMED_REQUEST)
-    offset = SIZES[request.opcode]
-    for number, option in enumerate(request.options):
+    for number, (offset, option) in enumerate(_positions(request)):
         fault = _fault_of_option(request, option, request.options[:number], offset)
         if fault is not None:
             return fault
-        offset += len(option.encode())
     return None
 
 
@@ -678,15 +676,13 @@ def find_strict_fault(message: Message) -> Fault | None:
             return fault
     if not isinstance(message, KnownRequest | KnownResponse):
         return None
-    offset = SIZES[message.opcode]
-    for option in message.options:
+    for offset, option in _positions(message):
         if option.code in _RULES:
             if isinstance(option, RawOption):
                 return Fault(f"malformed option {option.code}", offset, ResultCode.MALFORMED_OPTION)
             if message.opcode not in _RULES[option.code][0]:
                 reason = f"{option.NAME} does not go with {_OPCODE_NAMES[message.opcode]}"
                 return Fault(reason, offset, ResultCode.MALFORMED_OPTION)
-        offset += len(option.encode())
     return None
 
 
@@ -868,6 +864,15 @@ def _check_datagram_size(size: int) -> None:
 
 
 # --- the rules of messages
+
+
+def _positions(message: KnownRequest | KnownResponse) -> Iterator[tuple[int, Option]]:
+    """The options and at which octet each stands: as received, where it was longer than what is left of it."""
+    octets, offset = message.encode(), SIZES[message.opcode]
+    for option in message.options:
+        yield offset, option
+        length = int.from_bytes(octets[offset + 2 : offset + 4])
+        offset += 4 + length + -length % 4
 
 
 def _fault_of_option(request: KnownRequest, option: Option, before: tuple[Option, ...], offset: int) -> Fault | None:
