@@ -934,7 +934,6 @@ class Client(Machine["_TimerKey"]):
 
     def _transmit(self, exchange: _Exchange, now: float) -> None:
         exchange.attempts += 1
-        exchange.sent_at = now
         exchange.wait = exchange.dialect.wait(exchange.attempts, exchange.wait or None)
         self._send(exchange.data, self._gateway, exchange)
         self._timers.set((Timer.RETRANSMIT, exchange), now + exchange.wait)
@@ -1094,7 +1093,6 @@ class _Exchange:
     limit: int | None
     attempts: int = 0
     wait: float = 0.0
-    sent_at: float = 0.0
 
 
 _FALLBACK_RETRY = 1.0  # s until the other dialect is tried again that had no room
