@@ -800,6 +800,26 @@ def test_one_lost_datagram_does_not_make_a_gateway_speak_nat_pmp_only() -> None:
     assert held_in_time == 60
 
 
+def test_what_nat_pmp_was_refused_is_asked_in_pcp_once_that_answers_after_all() -> None:
+    """The answers that said that it was mapped in PCP were lost; NAT-PMP may not touch it at many a gateway."""
+    client, gateway = make_client(), make_gateway()
+    sim = Simulation(client, gateway)
+    sim.connect(gateway, client, Link(loss=1.0))
+    client.map_port(Protocol.TCP, 8080, sim.now)
+    client.map_port(132, 8081, sim.now)
+    sim.run_until(1.0)
+    assert sim.inject(client, natpmp_answer(b"\0\0", 1), SERVER)
+    sim.run_until(1.0)
+    refused = natpmp_answer(sends_of(sim)[-2][1], 1, result_code=2, external_port=0, lifetime=0)
+    assert sim.inject(client, refused, SERVER)
+    sim.run_until(2.0)
+    assert [event.retry_at for event in events_of(sim, MappingRefused)] == [1801.0]
+    sim.connect(gateway, client, Link())
+    sim.run_until(10.0)  # the other mapping goes on asking in PCP
+    assert [event.version for event in events_of(sim, VersionNegotiated)] == [0, 2]
+    assert times_of(sim, MappingGranted) == times_of(sim, VersionNegotiated)[1:]
+
+
 def test_what_needs_pcp_waits_for_it_at_a_gateway_that_was_only_silent_and_fails_in_the_end() -> None:
     client, gateway = make_client(), make_gateway()
     sim = Simulation(client, gateway)

@@ -609,6 +609,10 @@ class Client(Machine["_TimerKey"]):
         self._current_until = math.inf if dialect is self._preferred else now + self._config.version_memory
         self._timers.cancel((Timer.FALLBACK, None))
         if self._told_version != dialect.version:
+            if dialect is self._preferred:  # what was refused in a lesser protocol may be granted in this one
+                for refused in self._mappings.values():
+                    if refused.state is MappingState.REFUSED:
+                        self._retry_later(refused, now)
             self._told_version = dialect.version
             self._emit(VersionNegotiated(gateway=self._gateway, version=dialect.version))
         again = []
