@@ -5,13 +5,34 @@ from __future__ import annotations
 import random
 import typing
 
-from natpmp_sansio import Client, Config, Event, Gateway, GatewayConfig, SendDatagram
+from natpmp_sansio import (
+    Address,
+    Client,
+    Config,
+    Endpoint,
+    Event,
+    Gateway,
+    GatewayConfig,
+    SendDatagram,
+    decode,
+    natpmp,
+    pcp,
+)
 from natpmp_sansio.testing import Simulation
+from natpmp_sansio.wire.fields import IPAddress, any_address, to_address
 
 SERVER = ("192.168.1.1", 5351)
 LOCAL = "192.168.1.7"
 EXTERNAL = "203.0.113.5"
 STRANGER = ("192.168.1.66", 5351)
+V6_SERVER: Address = ("fe80::1", 5351, 0, 2)
+
+# Where the requests of the gateway's stories come from, and the nonces that they carry.
+HOST: Address = (LOCAL, 40001)
+OTHER: Address = ("192.168.1.8", 40002)
+V6_HOST: Address = ("2001:db8:1::10", 40003, 0, 0)
+NONCE = bytes(range(12))
+OTHER_NONCE = bytes(range(12, 24))
 
 E = typing.TypeVar("E")
 
@@ -58,3 +79,110 @@ def drain(core: Client | Gateway) -> tuple[list[bytes], list[Event]]:
         else:
             events.append(output)
     return datagrams, events
+
+
+Message = natpmp.Message | pcp.Message
+
+
+def exchange(
+    gateway: Gateway, data: bytes, now: float = 0.0, source: Address = HOST
+) -> tuple[list[bytes], list[Event]]:
+    """What a request is answered, to its source alone, and what else happened."""
+    assert gateway.receive_datagram(data, source, now) is True
+    outputs = list(gateway.outputs())
+    answers = [each.data for each in outputs if isinstance(each, SendDatagram) and each.addr == source]
+    return answers, [each for each in outputs if not isinstance(each, SendDatagram)]
+
+
+def ask(gateway: Gateway, request: Message | bytes, now: float = 0.0, source: Address = HOST) -> Message:
+    """The one answer to a request."""
+    (answer,), _ = exchange(gateway, request if isinstance(request, bytes) else request.encode(), now, source)
+    return decode(answer)
+
+
+def pcp_map(
+    gateway: Gateway,
+    protocol: int,
+    port: int,
+    suggested: int = 0,
+    lifetime: int = 7200,
+    *,
+    address: str | None = None,
+    nonce: bytes = NONCE,
+    options: tuple[pcp.Option, ...] = (),
+    now: float = 0.0,
+    source: Address = HOST,
+) -> pcp.MapResponse:
+    """The answer; what has to be echoed is checked here. `address` is suggested, by default all zeros."""
+    client = to_address(source[0])
+    request = pcp.MapRequest(
+        client,
+        nonce,
+        protocol,
+        port,
+        suggested,
+        any_address(client) if address is None else to_address(address),
+        lifetime,
+        options,
+    )
+    reply = ask(gateway, request, now, source)
+    assert isinstance(reply, pcp.MapResponse)
+    assert (reply.nonce, reply.protocol, reply.internal_port) == (nonce, protocol, port)
+    return reply
+
+
+def pcp_peer(
+    gateway: Gateway,
+    protocol: int,
+    port: int,
+    remote: Endpoint,
+    suggested: int = 0,
+    lifetime: int = 7200,
+    *,
+    address: str | None = None,
+    nonce: bytes = NONCE,
+    options: tuple[pcp.Option, ...] = (),
+    now: float = 0.0,
+    source: Address = HOST,
+) -> pcp.PeerResponse:
+    """The answer; what has to be echoed is checked here. `address` is suggested, by default all zeros."""
+    assert remote.address is not None
+    client = to_address(source[0])
+    request = pcp.PeerRequest(
+        client,
+        nonce,
+        protocol,
+        port,
+        remote.port,
+        remote.address,
+        suggested,
+        any_address(client) if address is None else to_address(address),
+        lifetime,
+        options,
+    )
+    reply = ask(gateway, request, now, source)
+    assert isinstance(reply, pcp.PeerResponse)
+    assert (reply.nonce, reply.protocol, reply.internal_port) == (nonce, protocol, port)
+    assert (reply.remote_address, reply.remote_port) == (remote.address, remote.port)
+    return reply
+
+
+def endpoint(address: str | IPAddress, port: int) -> Endpoint:
+    return Endpoint(to_address(address), port)
+
+
+def externals(gateway: Gateway) -> list[str]:
+    """The external endpoints of the mapping table."""
+    return [str(mapping.external) for mapping in gateway.mappings]
+
+
+def sent_until(gateway: Gateway, now: float, end: float) -> list[tuple[float, Address, Message]]:
+    """What a gateway says by itself from `now` to `end`: when, to whom and what."""
+    sent = []
+    while True:
+        sent += [(now, each.addr, decode(each.data)) for each in gateway.outputs() if isinstance(each, SendDatagram)]
+        deadline = gateway.next_timeout()
+        if deadline is None or deadline > end:
+            return sent
+        now = deadline
+        gateway.handle_timeout(now)

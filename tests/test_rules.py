@@ -434,12 +434,26 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
 @pytest.mark.requirement("PCP-15-04")
 def test_a_gateway_grants_from_2_minutes_to_a_day_by_default() -> None:
     assert attrs.asdict(GatewayConfig()) == {
+        "enabled": True,
         "versions": (2, 0),
+        "networks": (),
+        "allow_map": True,
+        "allow_peer": True,
+        "allow_third_party": False,
+        "third_party_ids": (),
+        "allow_wildcards": False,
+        "protocols": (6, 17),
         "min_lifetime": 120,
         "max_lifetime": 86400,
         "first_port": 1024,
         "last_port": 65535,
+        "max_mappings": 16384,
         "max_mappings_per_host": 1024,
+        "max_filters": 16,
+        "max_description": 128,
+        "max_port_set": 256,
+        "tcp_idle": 7440.0,
+        "udp_idle": 120.0,
     }
 
 

@@ -23,6 +23,7 @@ from .events import (
     MappingFailed,
     MappingGranted,
     MappingId,
+    MappingKind,
     MappingLost,
     MappingRefreshed,
     MappingRefused,
@@ -34,6 +35,7 @@ from .events import (
     VersionNegotiated,
 )
 from .gateway import Gateway, GatewayMapping
+from .quirks import Quirk
 from .wire import decode, natpmp, pcp
 from .wire.fields import Endpoint, Protocol
 
@@ -68,6 +70,7 @@ __all__ = [
     "MappingFailed",
     "MappingGranted",
     "MappingId",
+    "MappingKind",
     "MappingLost",
     "MappingRefreshed",
     "MappingRefused",
@@ -78,6 +81,7 @@ __all__ = [
     "NatPmpError",
     "Output",
     "Protocol",
+    "Quirk",
     "Reason",
     "SendDatagram",
     "Stats",

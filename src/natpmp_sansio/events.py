@@ -13,6 +13,7 @@ import attrs
 
 from .errors import NatPmpError
 from .wire.fields import Endpoint, IPAddress, Protocol, Value, protocol_name
+from .wire.options import Filter
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """What `recvfrom` returns and `sendto` takes, passed through unchanged."""
@@ -257,63 +258,79 @@ class Closed(Value):
         return "closed"
 
 
+class MappingKind(enum.Enum):
+    """How an entry of a gateway's mapping table came about (RFC 6887 section 3)."""
+
+    STATIC = "configured; never ends by itself"
+    MAP = "inbound, by a NAT-PMP or PCP MAP request"
+    PEER = "outbound, by a PCP PEER request"
+    IMPLICIT = "outbound, by traffic that the NAT has seen"
+
+
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class _Forwarding(Value):
-    """Gateway role: a mapping that is there until `expires_at`."""
+class _TableEntry(Value):
+    """Gateway role: an entry of the mapping table, as a NAT engine has to know it.
+
+    `protocol` 0 is all protocols, an internal port of 0 all ports. `size` consecutive ports from both ports on are
+    mapped (RFC 7753). Only what one of `filters` lets in may pass, anything if there is none (RFC 6887 section 13.3).
+    `remote` is the one peer that an outbound mapping is for. `third_party_id` tells hosts apart that have the same
+    internal address (RFC 7843).
+    """
 
     gateway: Address
     mapping: MappingId
+    kind: MappingKind = MappingKind.MAP
     protocol: Protocol | int
     internal: Endpoint
     external: Endpoint
+    remote: Endpoint | None = None
+    size: int = 1
+    filters: tuple[Filter, ...] = ()
+    description: str = ""
+    third_party_id: bytes = attrs.field(default=b"", repr=bytes.hex)
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class _Forwarding(_TableEntry):
+    """Gateway role: an entry that is there until `expires_at`."""
+
     expires_at: float
 
 
 class MappingCreated(_Forwarding):
-    """Gateway role: forward `external` to `internal` until `expires_at`."""
+    """Gateway role: forward `external` to `internal`, and back, until `expires_at`."""
 
     __slots__ = ()
 
     def describe(self) -> str:
-        return f"{protocol_name(self.protocol)} {self.external} is forwarded to {self.internal}"
+        return f"{_rule(self)} is forwarded to {self.internal}{_limits(self)}"
 
 
 class MappingRefreshed(_Forwarding):
-    """Gateway role: the same mapping, until `expires_at` now."""
+    """Gateway role: the same mapping, as it says now, until `expires_at`."""
 
     __slots__ = ()
 
     def describe(self) -> str:
-        return f"{protocol_name(self.protocol)} {self.external} goes on being forwarded to {self.internal}"
+        return f"{_rule(self)} goes on being forwarded to {self.internal}{_limits(self)}"
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class _Ended(Value):
-    """Gateway role: a mapping that is no longer there."""
-
-    gateway: Address
-    mapping: MappingId
-    protocol: Protocol | int
-    internal: Endpoint
-    external: Endpoint
-
-
-class MappingExpired(_Ended):
-    """Gateway role: its lifetime is over; stop forwarding."""
+class MappingExpired(_TableEntry):
+    """Gateway role: its lifetime is over; stop forwarding. An outbound mapping is the NAT's own again."""
 
     __slots__ = ()
 
     def describe(self) -> str:
-        return f"{protocol_name(self.protocol)} {self.external} has expired"
+        return f"{_rule(self)} has expired"
 
 
-class MappingDeleted(_Ended):
+class MappingDeleted(_TableEntry):
     """Gateway role: its owner, or a restart, ended it; stop forwarding."""
 
     __slots__ = ()
 
     def describe(self) -> str:
-        return f"{protocol_name(self.protocol)} {self.external} was deleted"
+        return f"{_rule(self)} was deleted"
 
 
 MappingEvent = (
@@ -355,3 +372,14 @@ def _what(protocol: Protocol | int, internal_port: int) -> str:
 def _because(reason: Reason, result_code: int | None) -> str:
     code = "" if result_code is None else f" (result code {result_code})"
     return f": {reason.value}{code}"
+
+
+def _rule(entry: _TableEntry) -> str:
+    ports = "" if entry.size == 1 else f"-{entry.external.port + entry.size - 1}"
+    return f"{protocol_name(entry.protocol)} {entry.external}{ports}"
+
+
+def _limits(entry: _TableEntry) -> str:
+    remotes = [] if entry.remote is None else [str(entry.remote)]
+    remotes += [f"{each.remote_address}/{each.prefix_length} port {each.remote_port}" for each in entry.filters]
+    return f", for {', '.join(remotes)} only" if remotes else ""

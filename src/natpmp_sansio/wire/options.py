@@ -18,12 +18,12 @@ class Option(Value):
     one refuses the request."""
 
     __slots__ = ()
-    _CODE: typing.ClassVar[int]
+    CODE: typing.ClassVar[int]
     NAME: typing.ClassVar[str]
 
     @property
     def code(self) -> int:
-        return self._CODE
+        return self.CODE
 
     @property
     def mandatory(self) -> bool:
@@ -66,7 +66,7 @@ def _at_most(instance: object, attribute: attrs.Attribute[bytes], value: bytes) 
 class ThirdParty(Option):
     """The mapping is for this internal address, not for the sender's (RFC 6887 section 13.1). MAP and PEER, once."""
 
-    _CODE = 1
+    CODE = 1
     NAME = "THIRD_PARTY"
     address: IPAddress = attrs.field(converter=to_address)
 
@@ -83,7 +83,7 @@ class ThirdParty(Option):
 class PreferFailure(Option):
     """Just the suggested external address and port, or nothing (RFC 6887 section 13.2). MAP, once."""
 
-    _CODE = 2
+    CODE = 2
     NAME = "PREFER_FAILURE"
 
     @property
@@ -104,7 +104,7 @@ class Filter(Option):
     filters, and goes with port 0 and the address `::` (erratum 3891). `remote_port` 0 is any port.
     """
 
-    _CODE = 3
+    CODE = 3
     NAME = "FILTER"
     prefix_length: int = attrs.field(default=0, validator=U8)
     remote_port: int = attrs.field(default=0, validator=U16)
@@ -135,7 +135,7 @@ class Filter(Option):
 class Nonce(Option):
     """Part of a PA session's start (RFC 7652 section 5.3): 32 bits, unrelated to a mapping's nonce. AUTHENTICATION."""
 
-    _CODE = 4
+    CODE = 4
     NAME = "NONCE"
     nonce: int = attrs.field(validator=U32)
 
@@ -152,7 +152,7 @@ class Nonce(Option):
 class AuthenticationTag(Option):
     """Authenticates a common PCP message (RFC 7652 section 5.4). MAP, PEER and ANNOUNCE, once, the last option."""
 
-    _CODE = 5
+    CODE = 5
     NAME = "AUTHENTICATION_TAG"
     session_id: int = attrs.field(validator=U32)
     sequence: int = attrs.field(validator=U32)
@@ -176,7 +176,7 @@ class AuthenticationTag(Option):
 class PaAuthenticationTag(Option):
     """Authenticates a PA message (RFC 7652 section 5.5). AUTHENTICATION, once, the last option."""
 
-    _CODE = 6
+    CODE = 6
     NAME = "PA_AUTHENTICATION_TAG"
     key_id: int = attrs.field(validator=U32)
     authentication_data: bytes = attrs.field(validator=octets(), repr=bytes.hex)
@@ -197,7 +197,7 @@ class PaAuthenticationTag(Option):
 class EapPayload(Option):
     """An EAP message (RFC 7652 section 5.6). AUTHENTICATION, once."""
 
-    _CODE = 7
+    CODE = 7
     NAME = "EAP_PAYLOAD"
     message: bytes = attrs.field(validator=octets(), repr=bytes.hex)
 
@@ -232,7 +232,7 @@ class Prf(_Algorithm):
     """A pseudo-random function, an IKEv2 transform of type 2 (RFC 7652 section 5.7). AUTHENTICATION, any number."""
 
     __slots__ = ()
-    _CODE = 8
+    CODE = 8
     NAME = "PRF"
 
 
@@ -240,7 +240,7 @@ class MacAlgorithm(_Algorithm):
     """A MAC algorithm, an IKEv2 transform of type 3 (RFC 7652 section 5.8). AUTHENTICATION, any number."""
 
     __slots__ = ()
-    _CODE = 9
+    CODE = 9
     NAME = "MAC_ALGORITHM"
 
 
@@ -248,7 +248,7 @@ class MacAlgorithm(_Algorithm):
 class SessionLifetime(Option):
     """How long a PA session lasts, in seconds (RFC 7652 section 5.9). AUTHENTICATION, responses."""
 
-    _CODE = 10
+    CODE = 10
     NAME = "SESSION_LIFETIME"
     seconds: int = attrs.field(validator=U32)
 
@@ -265,7 +265,7 @@ class SessionLifetime(Option):
 class ReceivedPak(Option):
     """The sequence number of the last PA message received (RFC 7652 section 5.10). AUTHENTICATION, once."""
 
-    _CODE = 11
+    CODE = 11
     NAME = "RECEIVED_PAK"
     sequence: int = attrs.field(validator=U32)
 
@@ -300,7 +300,7 @@ class IdIndicator(_Text):
     """A hint at the credentials to use, compared octet by octet (RFC 7652 section 5.11). AUTHENTICATION, responses."""
 
     __slots__ = ()
-    _CODE = 12
+    CODE = 12
     NAME = "ID_INDICATOR"
 
 
@@ -309,7 +309,7 @@ class ThirdPartyId(Option):
     """Which of several hosts with the THIRD_PARTY's address is meant: opaque, at most 1016 octets, whose spare bits
     are zero (RFC 7843 section 4). MAP and PEER, once, together with THIRD_PARTY."""
 
-    _CODE = 13
+    CODE = 13
     NAME = "THIRD_PARTY_ID"
     identifier: bytes = attrs.field(validator=_at_most, repr=bytes.hex)
 
@@ -330,7 +330,7 @@ class Description(_Text):
     and PEER, once."""
 
     __slots__ = ()
-    _CODE = 128
+    CODE = 128
     NAME = "DESCRIPTION"
 
 
@@ -357,7 +357,7 @@ class Prefix64(Option):
     None means any. A request has none, as None or ().
     """
 
-    _CODE = 129
+    CODE = 129
     NAME = "PREFIX64"
     prefix: IPv6Network = attrs.field(default=IPv6Network("::/96"), converter=_to_network6)
     suffix: bytes = attrs.field(
@@ -430,7 +430,7 @@ class PortSet(Option):
     """Several ports at once (RFC 7753 section 4): `size` ports from `first_internal_port` on, which in a request is
     the MAP request's own internal port. `parity`: the external ports keep odd odd and even even. MAP, once."""
 
-    _CODE = 130
+    CODE = 130
     NAME = "PORT_SET"
     size: int = attrs.field(validator=U16)
     first_internal_port: int = attrs.field(validator=U16)
@@ -467,7 +467,7 @@ class RawOption(Option):
 
 
 KINDS: dict[int, type[Option]] = {
-    kind._CODE: kind
+    kind.CODE: kind
     for kind in (
         ThirdParty,
         PreferFailure,

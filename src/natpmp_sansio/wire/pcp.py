@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import attrs
 
@@ -646,22 +646,30 @@ class Fault(Value):
     result_code: ResultCode
 
 
-def find_fault(request: Request) -> Fault | None:
+def find_fault(request: Request, implemented: Container[int] | None = None) -> Fault | None:
     """The third stage: the rules between the fields and options of one request, in their order.
 
-    Of RFC 6887 sections 7.3, 11.1, 11.3, 12.1, 13 and 15.1, RFC 7225 4.1, RFC 7652 5, RFC 7753 4 and RFC 7843 4. A
-    server applies those on options that it implements; of others it does not know that they are broken.
+    Of RFC 6887 sections 7.3, 11.1, 11.3, 12.1, 13 and 15.1, RFC 7225 4.1, RFC 7652 5, RFC 7753 4 and RFC 7843 4.
+    `implemented` are the codes of the options that a server implements: of others it does not know that they are
+    broken, but it refuses those that are mandatory to process. None: no option is refused for being unknown.
     """
     if isinstance(request, UnknownRequest):
         return None
-    if isinstance(request, MapRequest) and request.protocol == Protocol.ALL and request.internal_port:
-        return Fault("protocol 0 goes with internal_port 0 only", 40, ResultCode.MALFORMED_REQUEST)
-    if isinstance(request, PeerRequest):
-        for name, offset in (("protocol", 36), ("internal_port", 40), ("remote_port", 60)):
-            if getattr(request, name) == 0:
-                return Fault(f"{name} of a PEER request must not be 0", offset, ResultCode.MALFORMED_REQUEST)
-    for number, (offset, option) in enumerate(_positions(request)):
-        fault = _fault_of_option(request, option, request.options[:number], offset)
+    taken: list[tuple[int, Option]] = []
+    for offset, option in _positions(request):
+        if implemented is not None and option.code not in implemented:
+            if option.mandatory:
+                return Fault(f"option {option.code} is not supported", offset, ResultCode.UNSUPP_OPTION)
+            continue
+        fault = _fault_of_form(option, [before for _, before in taken], offset)
+        if fault is not None:
+            return fault
+        taken.append((offset, option))
+    fault = _fault_of_fields(request)
+    if fault is not None:
+        return fault
+    for number, (offset, option) in enumerate(taken):
+        fault = _fault_of_option(request, option, [before for _, before in taken[:number]], offset)
         if fault is not None:
             return fault
     return None
@@ -875,7 +883,18 @@ def _positions(message: KnownRequest | KnownResponse) -> Iterator[tuple[int, Opt
         offset += 4 + length + -length % 4
 
 
-def _fault_of_option(request: KnownRequest, option: Option, before: tuple[Option, ...], offset: int) -> Fault | None:
+def _fault_of_fields(request: KnownRequest) -> Fault | None:
+    if isinstance(request, MapRequest) and request.protocol == Protocol.ALL and request.internal_port:
+        return Fault("protocol 0 goes with internal_port 0 only", 40, ResultCode.MALFORMED_REQUEST)
+    if isinstance(request, PeerRequest):
+        for name, offset in (("protocol", 36), ("internal_port", 40), ("remote_port", 60)):
+            if getattr(request, name) == 0:
+                return Fault(f"{name} of a PEER request must not be 0", offset, ResultCode.MALFORMED_REQUEST)
+    return None
+
+
+def _fault_of_form(option: Option, before: list[Option], offset: int) -> Fault | None:
+    """What is wrong with an option wherever it stands (section 7.3)."""
     malformed = ResultCode.MALFORMED_OPTION
     if any(isinstance(o, AuthenticationTag | PaAuthenticationTag) and o.code != option.code for o in before):
         return Fault("an option stands behind the authentication tag", offset, malformed)
@@ -883,21 +902,28 @@ def _fault_of_option(request: KnownRequest, option: Option, before: tuple[Option
         # A DESCRIPTION that is no UTF-8 is ignored, and the request goes on (RFC 7220 section 3).
         known = option.code in _RULES and option.code != _DESCRIPTION
         return Fault(f"malformed option {option.code}", offset, malformed) if known else None
-    opcodes, often = _RULES[option.code]
-    if request.opcode not in opcodes:
-        code = ResultCode.MALFORMED_REQUEST if isinstance(option, PreferFailure) else malformed  # section 12.1
-        return Fault(f"{option.NAME} does not go with {_OPCODE_NAMES[request.opcode]}", offset, code)
-    if not often and any(other.code == option.code for other in before):
+    if not _RULES[option.code][1] and any(other.code == option.code for other in before):
         return Fault(f"{option.NAME} stands twice", offset, malformed)
+    return None
+
+
+def _fault_of_option(request: KnownRequest, option: Option, before: list[Option], offset: int) -> Fault | None:
+    """What is wrong with an option in this request."""
+    if isinstance(option, RawOption):
+        return None
+    if request.opcode not in _RULES[option.code][0]:
+        is_prefer_failure = isinstance(option, PreferFailure)  # section 12.1
+        code = ResultCode.MALFORMED_REQUEST if is_prefer_failure else ResultCode.MALFORMED_OPTION
+        return Fault(f"{option.NAME} does not go with {_OPCODE_NAMES[request.opcode]}", offset, code)
     if isinstance(option, ThirdParty) and option.address == request.client_address:
         return Fault("THIRD_PARTY names the sender itself", offset, ResultCode.MALFORMED_REQUEST)
     if isinstance(option, ThirdPartyId) and not any(isinstance(other, ThirdParty) for other in request.options):
         return Fault("THIRD_PARTY_ID needs THIRD_PARTY", offset, ResultCode.THIRD_PARTY_MISSING_OPTION)
     reason = _fault_of_contents(request, option, before)
-    return Fault(reason, offset, malformed) if reason else None
+    return Fault(reason, offset, ResultCode.MALFORMED_OPTION) if reason else None
 
 
-def _fault_of_contents(request: KnownRequest, option: Option, before: tuple[Option, ...]) -> str:
+def _fault_of_contents(request: KnownRequest, option: Option, before: list[Option]) -> str:
     match option:
         case SessionLifetime() | IdIndicator():
             return f"{option.NAME} is for responses"
