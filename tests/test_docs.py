@@ -1,4 +1,4 @@
-"""Every Python block of the documentation runs, against a gateway on loopback."""
+"""Every Python block of the documentation runs, against a gateway on loopback, and prints what stands below it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,20 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
             yield f"{page.name}-{number}", block
 
 
+def outputs() -> dict[str, str]:
+    """What a Python block prints, by the block, if a block of text follows."""
+    pattern = r"```python\n((?:(?!```).)*)```\n\n```text\n(.*?)```"
+    return {block: text for page in PAGES for block, text in re.findall(pattern, page.read_text(), re.DOTALL)}
+
+
 @pytest.mark.parametrize("block", [block for _, block in blocks("python")], ids=[name for name, _ in blocks("python")])
-def test_a_python_block_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_block_runs(
+    block: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = outputs().get(block)
+    if "scapy" in block:
+        pytest.importorskip("scapy", reason="captures are read with the extra pcap")
+    monkeypatch.chdir(tmp_path)
     with Server(max_lifetime=1) as server:  # leases so short that something happens soon
         host, port = server.address
         monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(server.address, "lo")])
@@ -38,10 +50,15 @@ def test_a_python_block_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> Non
         names: dict[str, object] = {}
         try:
             exec(compile(block, "documentation", "exec"), names)
+            for name, test in names.items():
+                if name.startswith("test_") and callable(test):
+                    test()
         finally:
             for value in names.values():
                 if isinstance(value, socket.socket):
                     value.close()
+    if expected is not None:
+        assert capsys.readouterr().out.rstrip() == expected.rstrip()
 
 
 def test_the_two_commands_of_the_readme_are_one_line_each() -> None:
