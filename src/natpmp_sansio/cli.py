@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import enum
+import errno
 import itertools
 import json
 import logging
 import re
 import signal
+import socket
 import sys
 import threading
 import time
 import typing
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
@@ -28,20 +30,32 @@ from .adapters.blocking import BlockingClient, drive, open_client
 from .config import GatewayConfig
 from .errors import DecodeError, LocalProtocolError, NatPmpError
 from .events import (
+    Address,
     Closed,
     Event,
+    MappingCreated,
+    MappingDeleted,
     MappingError,
     MappingEvent,
+    MappingExpired,
     MappingFailed,
     MappingGranted,
     MappingLost,
+    MappingRefreshed,
     MappingRefused,
     MappingRenewed,
     Reason,
 )
 from .gateway import Gateway
-from .wire.fields import CLIENT_PORT, MAX_LIFETIME, SERVER_PORT, Endpoint, Protocol
+from .quirks import Quirk
+from .wire import natpmp as nat_pmp
+from .wire import pcp
+from .wire.fields import CLIENT_PORT, MAX_LIFETIME, SERVER_PORT, Endpoint, IPAddress, Protocol
 from .wire.options import Option
+
+_USUAL = GatewayConfig()
+_VERSIONS = {"pcp": (pcp.VERSION,), "nat-pmp": (nat_pmp.VERSION,)}
+_QUIRKS = {quirk.name.lower().replace("_", "-"): quirk for quirk in Quirk}
 
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -96,6 +110,26 @@ class _Number(click.ParamType[int]):
             return int(text)
         text = f"{text!r} is no {self.what}; it is a number from {self.low} to {self.high}"
         raise click.BadParameter(text, ctx, param)
+
+
+class _ExternalAddress(click.ParamType[IPAddress | None]):
+    name = "address"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> IPAddress | None:
+        try:
+            return None if value == "none" else ip_address(str(value))
+        except ValueError:
+            text = f"{value!r} is no external address; it is an IP address, or none"
+            raise click.BadParameter(text, ctx, param) from None
+
+
+class _Quirk(click.ParamType[Quirk]):
+    name = "name"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Quirk:
+        if isinstance(value, str) and value in _QUIRKS:
+            return _QUIRKS[value]
+        raise click.BadParameter(f"{value!r} is no quirk; --list-quirks names them all", ctx, param)
 
 
 def _to_octets(text: str) -> bytes:
@@ -201,6 +235,105 @@ def demo(*, quiet: bool) -> int:
             server.join()
     _out.print("It was opened, kept open beyond half its lease, and closed again.")
     return 0
+
+
+@natpmp.command("gateway")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Serve on this address.", metavar="ADDRESS")
+@click.option(
+    "--port",
+    type=_Number("port", 0, 65535),
+    default=SERVER_PORT,
+    show_default=True,
+    help="Serve on this port; 0 is any free one.",
+)
+@click.option(
+    "--external-address",
+    "external_addresses",
+    type=_ExternalAddress(),
+    multiple=True,
+    default=["203.0.113.5"],
+    show_default=True,
+    help="Map to this address: several are a pool, none is a router that is offline.",
+)
+@click.option("--only", type=click.Choice(list(_VERSIONS)), help="Speak one protocol instead of both.")
+@click.option(
+    "--max-lifetime",
+    type=_Number("lifetime in seconds", 1, MAX_LIFETIME),
+    default=_USUAL.max_lifetime,
+    show_default=True,
+    help="Grant leases of so many seconds at most.",
+)
+@click.option("--quirk", "quirks", type=_Quirk(), multiple=True, help="Break a rule as a real router does; repeatable.")
+@click.option("--list-quirks", is_flag=True, help="Show the quirks and where they come from.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one a line.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every datagram, decoded, on standard error.")
+def gateway_command(
+    address: str,
+    port: int,
+    external_addresses: tuple[IPAddress | None, ...],
+    only: str | None,
+    max_lifetime: int,
+    quirks: tuple[Quirk, ...],
+    *,
+    list_quirks: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Be a router for tests: answer as one would, and print what it would forward, until Ctrl-C."""
+    if list_quirks:
+        width = max(map(len, _QUIRKS))
+        for name, quirk in _QUIRKS.items():
+            _out.print(Text(f"{name:{width}}  {quirk.value}"))
+        return
+    pool = [each for each in external_addresses if each is not None]
+    if len(external_addresses) > 1 and len(pool) < len(external_addresses):
+        raise click.UsageError("With --external-address none there can be no other")
+    config = GatewayConfig(
+        versions=_VERSIONS[only] if only else _USUAL.versions,
+        min_lifetime=min(_USUAL.min_lifetime, max_lifetime),
+        max_lifetime=max_lifetime,
+    )
+    show = _show_json if as_json else _show_text
+    with (
+        suppress(KeyboardInterrupt),
+        _termination_as_interrupt(),
+        _datagrams_shown(_err if verbose else None),
+        _open_server_socket(address, port) as sock,
+    ):
+        where = sock.getsockname()
+        gateway = Gateway(pool or None, address=where, config=config, quirks=quirks)
+        with drive(gateway, sock=sock) as driven:
+            events = driven.events()
+            gateway.reboot(time.monotonic())  # it has just been switched on, and announces that
+            _show_ready(where, pool, as_json=as_json)
+            for event in events:
+                show(event)
+
+
+def _open_server_socket(host: str, port: int) -> socket.socket:
+    """The socket that requests come to.
+
+    Raises:
+        LocalProtocolError: it is no address.
+        NatPmpError: the address is not ours, or not free.
+    """
+    address = _sockets.gateway_address(host, port)
+    try:
+        return _sockets.open_request_socket(address)
+    except OSError as error:
+        advice = _SERVING_ADVICE.get(error.errno or 0, f"{error.strerror or error}; check --address and --port")
+        raise NatPmpError(f"cannot serve on {host} port {port}: {advice}") from None
+
+
+def _show_ready(where: Address, pool: list[IPAddress], *, as_json: bool) -> None:
+    """What is served and where. Whoever started it may wait for this line."""
+    addresses = [str(address) for address in pool]
+    if as_json:
+        _print_json({"event": "GatewayReady", "gateway": where[0], "port": where[1], "external_addresses": addresses})
+    else:
+        outside = f"the external address {' or '.join(addresses)}" if pool else "no external address"
+        _out.print(f"A gateway on {where[0]} port {where[1]}, with {outside}:")
+        _err.print("Ctrl-C ends it.")
 
 
 @attrs.frozen
@@ -318,11 +451,11 @@ def _release(client: BlockingClient) -> None:
 
 
 def _show_text(event: Event) -> None:
-    if isinstance(event, MappingGranted):
+    if isinstance(event, MappingGranted | MappingCreated):
         _out.print(Text(event.describe(), style="bold green"))
     elif isinstance(event, MappingRefused | MappingLost | MappingFailed):
         _err.print(Text(event.describe(), style="bold red"))
-    elif isinstance(event, MappingEvent):
+    elif isinstance(event, MappingEvent | MappingRefreshed | MappingExpired | MappingDeleted):
         _out.print(Text(event.describe()))
     elif not isinstance(event, Closed):
         _out.print(Text(event.describe(), style="dim"))
@@ -422,4 +555,11 @@ _ADVICE = {
     Reason.UNREACHABLE: "switch NAT-PMP or PCP on in its settings, or name another one with --gateway",
     Reason.ADDRESS_MISMATCH: "run it on a host that is directly behind the gateway",
     Reason.OTHER: "run it with -v to see what was sent and answered",
+}
+
+_SERVING_ADVICE = {
+    errno.EADDRINUSE: "the port is in use; end what serves there, or name another with --port",
+    errno.EACCES: "the port is for root only; name one above 1023 with --port",
+    errno.EADDRNOTAVAIL: "it is no address of this host; name one that is with --address",
+    errno.EINVAL: "the address needs its interface, as in fe80::1%eth0",
 }

@@ -57,7 +57,8 @@ def open_request_socket(bind: Address, gateway: Address | None = None) -> socket
         elif sock.family == socket.AF_INET:  # announcements leave by the interface that requests come in by
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(bind[0]))
         elif len(bind) == 4:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, bind[3])
+            interface = _LOOPBACK_INTERFACE if bind[0] == "::1" else bind[3]
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, interface)
     except BaseException:
         sock.close()
         raise
@@ -118,3 +119,6 @@ def send(sock: socket.socket, data: bytes, address: Address, connected: Address 
         sock.send(data)
     else:
         sock.sendto(data, address)
+
+
+_LOOPBACK_INTERFACE = 1  # its number on Linux, macOS and Windows alike
