@@ -77,7 +77,7 @@ def _lives(
     for number in range(0, len(chosen), 8):
         ids = chosen[number : number + 8]
         versions = (0,) if ids[-1].startswith("NP") else (2, 0)
-        yield ids[0], life(versions, [golden[each] for each in ids])
+        yield ids[0], life(versions, [golden[each] for each in ids], to_server=to_server)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,27 @@ import contextlib
 import random
 import typing
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from natpmp_sansio import (
+    Address,
     Client,
     Config,
     DecodeError,
+    Endpoint,
     Gateway,
     GatewayConfig,
     LocalProtocolError,
     MappingId,
+    MappingKind,
     Protocol,
+    Quirk,
     SendDatagram,
     natpmp,
     pcp,
     wire,
 )
+from natpmp_sansio.gateway import Authenticator, Policy
 from natpmp_sansio.wire.fields import IPAddress
 
 T = typing.TypeVar("T")
@@ -90,20 +95,40 @@ def client_survives(data: bytes) -> None:
 
 
 def gateway_survives(data: bytes) -> None:
-    """No datagram, time or command makes a gateway raise, forget its deadline, or put out without bound."""
+    """No datagram, time or command makes a gateway raise, forget its deadline, put out or keep without bound, or answer
+    a response; without quirks all that it sends is well-formed."""
     recipe = Recipe(data)
-    config = GatewayConfig(versions=recipe.pick(_VERSIONS), max_mappings_per_host=3, first_port=40000, last_port=40004)
-    gateway = Gateway("203.0.113.7", address=_GATEWAY, config=config, rng=random.Random(1))
+    versions, pool, features = recipe.pick(_VERSIONS), recipe.pick(_POOLS), recipe.pick(_FEATURES)
+    server, policy, authenticator = recipe.pick(_SERVERS), recipe.pick(_POLICIES), recipe.pick(_AUTHENTICATORS)
+    quirks = {recipe.pick(list(Quirk)) for _ in range(recipe.number(1) % 4)}
+    config = GatewayConfig(versions=versions, **_LIMITS, **features)
+    gateway = Gateway(
+        pool,
+        address=server,
+        config=config,
+        policy=policy,
+        authenticator=authenticator,
+        quirks=quirks,
+        rng=random.Random(1),
+    )
     commands: list[Command] = [
         lambda recipe, now: gateway.reboot(now),
-        lambda recipe, now: gateway.set_external_address(recipe.pick((None, "198.51.100.1", "2001:db8::1")), now),
+        lambda recipe, now: gateway.set_external_address(recipe.pick(_POOLS), now),
         lambda recipe, now: gateway.revoke(MappingId(recipe.number(1) % 8), now),
+        lambda recipe, now: gateway.add_static(
+            recipe.pick(_PROTOCOLS), _host(recipe), 40000 + recipe.number(1) % 8, now
+        ),
+        lambda recipe, now: gateway.outbound(recipe.pick(_PROTOCOLS), _host(recipe), _host(recipe), now),
+        lambda recipe, now: gateway.address_leased(recipe.pick(_HOSTS), now + recipe.pick(_WAITS), now),
+        lambda recipe, now: gateway.address_released(recipe.pick(_HOSTS), now),
+        lambda recipe, now: gateway.set_prefix64(recipe.pick(((), (pcp.Prefix64("64:ff9b::/96"),))), now),
     ]
 
     def look() -> object:
-        return (gateway.mappings, gateway.next_timeout(), gateway.external_address)
+        assert sum(mapping.size for mapping in gateway.mappings if mapping.kind is not MappingKind.STATIC) <= 8
+        return (gateway.mappings, gateway.next_timeout(), gateway.external_addresses)
 
-    _survive(gateway, recipe, commands, look)
+    _survive(gateway, recipe, commands, look, is_well_behaved=not quirks)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -162,13 +187,14 @@ class Recipe:
         return tuple(self.pick(_OPTIONS)(self) for _ in range(self.number(1) % 8))
 
 
-def life(versions: tuple[int, ...], datagrams: Sequence[bytes]) -> bytes:
-    """A recipe for `client_survives` or `gateway_survives`: datagrams from the right host, and the deadline after each.
+def life(versions: tuple[int, ...], datagrams: Sequence[bytes], *, to_server: bool) -> bytes:
+    """A recipe for `gateway_survives` or `client_survives`: datagrams from the right host, and the deadline after each.
 
-    A step is a wait and what then happens; see `_survive`.
+    A gateway has the first of all other choices. A step is a wait and what then happens; see `_survive`.
     """
+    choices = bytes(6 if to_server else 0)
     steps = [bytes((0, 0, 0)) + len(data).to_bytes(2) + data + bytes((1, 2)) for data in datagrams]
-    return bytes((_VERSIONS.index(versions),)) + b"".join(steps)
+    return bytes((_VERSIONS.index(versions),)) + choices + b"".join(steps)
 
 
 def build(recipe: Recipe) -> wire.Message:
@@ -277,6 +303,42 @@ _SENDERS: dict[type, tuple[typing.Any, ...]] = {
 }
 _VERSIONS = ((2, 0), (0, 2), (2,), (0,))
 _PROTOCOLS: tuple[Protocol | int, ...] = (Protocol.TCP, Protocol.UDP, 132)
+_HOSTS = ("192.168.1.10", "192.168.1.20", "2001:db8:1::10", "203.0.113.7")
+_PORTS = (40000, 80, 5351, 0)
+
+# What a gateway can be like; the first choices are those of the corpus.
+_LIMITS: dict[str, typing.Any] = {
+    "first_port": 40000,
+    "last_port": 40004,
+    "max_mappings": 8,
+    "max_mappings_per_host": 3,
+    "max_filters": 2,
+    "max_description": 7,
+}
+_POOLS = ("203.0.113.7", None, ("203.0.113.7", "198.51.100.1"), "2001:db8::1", ("2001:db8::1", "198.51.100.1"))
+_SERVERS: tuple[Address, ...] = (_GATEWAY, ("fe80::1", 5351, 0, 2))
+_FEATURES: tuple[dict[str, typing.Any], ...] = (
+    {"allow_third_party": True, "third_party_ids": (b"door",), "allow_wildcards": True, "protocols": (6, 17, 132, 47)},
+    {},
+    {"allow_map": False},
+    {"allow_peer": False},
+    {"enabled": False},
+    {"networks": ("192.168.1.0/28",)},
+    {"max_port_set": 1, "tcp_idle": 0.0, "udp_idle": 0.0},
+)
+_POLICIES: tuple[Policy | None, ...] = (
+    None,
+    lambda message, source: pcp.ResultCode.USER_EX_QUOTA if isinstance(message, pcp.MapRequest) else None,
+    lambda message, source: pcp.ResultCode.NOT_AUTHORIZED,
+)
+_AUTHENTICATORS: tuple[Authenticator | None, ...] = (
+    None,
+    lambda message, source, epoch: None,
+    lambda message, source, epoch: pcp.AuthenticationResponse(
+        pcp.ResultCode.AUTHENTICATION_REQUEST, epoch, message.session_id, message.sequence
+    ),
+)
+
 _UNTIL_DEADLINE = -1.0
 _WAITS = (0.0, _UNTIL_DEADLINE, 0.25, 2.0, 60.0, 3600.0, 1e6, -5.0)
 _OUTPUTS_PER_MAPPING = 8
@@ -309,7 +371,18 @@ def _datagrams_of(core: Client | Gateway) -> list[bytes]:
     return [output.data for output in core.outputs() if isinstance(output, SendDatagram)]
 
 
-def _survive(core: Client | Gateway, recipe: Recipe, commands: list[Command], look: Callable[[], object]) -> None:
+def _host(recipe: Recipe) -> Endpoint:
+    return Endpoint(ip_address(recipe.pick(_HOSTS)), recipe.pick(_PORTS))
+
+
+def _survive(
+    core: Client | Gateway,
+    recipe: Recipe,
+    commands: list[Command],
+    look: Callable[[], object],
+    *,
+    is_well_behaved: bool = True,
+) -> None:
     latest = 0.0
     while not recipe.is_over:
         before, deadline = look(), core.next_timeout()
@@ -320,8 +393,10 @@ def _survive(core: Client | Gateway, recipe: Recipe, commands: list[Command], lo
         if step < 2:
             sender = recipe.pick(_SENDERS[type(core)])
             data = recipe.take(recipe.number(2) % 1200)
-            if not core.receive_datagram(data, sender, now):
+            is_ours = core.receive_datagram(data, sender, now)
+            if not is_ours:
                 assert look() == before, "a datagram that is not ours has changed something"
+            assert not (is_ours and isinstance(core, Gateway) and data[1] & 0x80), "a response to a response"
         elif step == 2:
             core.handle_timeout(now)
             if deadline is None or deadline > max(latest, now):
@@ -332,8 +407,9 @@ def _survive(core: Client | Gateway, recipe: Recipe, commands: list[Command], lo
         outputs = list(core.outputs())
         assert len(outputs) <= limit, f"{len(outputs)} outputs at once"
         for output in outputs:
-            if isinstance(output, SendDatagram):
+            if isinstance(output, SendDatagram) and is_well_behaved:
                 wire.decode(output.data)
+                assert len(output.data) <= pcp.MAX_SIZE
         again = core.next_timeout()
         if step == 2:
             assert again is None or again > now, "handled and drained, and due again at once"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
+import attrs
 from hypothesis import strategies as st
 
 from natpmp_sansio import Protocol, natpmp, pcp
@@ -30,6 +31,9 @@ def words_up_to(size: int) -> st.SearchStrategy[bytes]:
 
 words = words_up_to(40)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+protocols = u8.map(fields.to_protocol)
+lifetimes = st.just(0) | u32
+always = st.just(True)
 pcp_codes = u8.map(pcp.ResultCode)
 pcp_failures = pcp_codes.filter(lambda code: code.is_error)
 
@@ -107,9 +111,11 @@ def options() -> st.SearchStrategy[Option]:
     return st.one_of(*OPTIONS.values())
 
 
-def _in_any_order(draw: st.DrawFn, chosen: list[Option]) -> tuple[Option, ...]:
+def _in_any_order(
+    draw: st.DrawFn, chosen: list[Option], unknown: st.SearchStrategy[Option] = unknown_options
+) -> tuple[Option, ...]:
     """With unknown options in between."""
-    return tuple(draw(st.permutations([*chosen, *draw(st.lists(unknown_options, max_size=2))])))
+    return tuple(draw(st.permutations([*chosen, *draw(st.lists(unknown, max_size=2))])))
 
 
 def _some(draw: st.DrawFn, *kinds: type[Option]) -> list[Option]:
@@ -122,11 +128,39 @@ def _tag(draw: st.DrawFn, kind: type[Option]) -> tuple[Option, ...]:
     return tuple(_some(draw, kind))
 
 
-def _third_party(draw: st.DrawFn, client: fields.IPAddress) -> list[Option]:
+@attrs.frozen(kw_only=True)
+class Scope:
+    """What the fields of a MAP or PEER request are drawn from: by default all that the wire can say.
+
+    `options`: whether there are any. `unknown`: those that this package does not know. `tagged`: whether an
+    authentication tag may be the last.
+    """
+
+    clients: st.SearchStrategy[fields.IPAddress] = addresses
+    nonces: st.SearchStrategy[bytes] = nonces
+    protocols: st.SearchStrategy[Protocol | int] = protocols
+    ports: st.SearchStrategy[int] = u16
+    suggested_ports: st.SearchStrategy[int] = u16
+    externals: st.SearchStrategy[fields.IPAddress] = addresses
+    remotes: st.SearchStrategy[fields.IPAddress] = addresses
+    lifetimes: st.SearchStrategy[int] = lifetimes
+    options: st.SearchStrategy[bool] = always
+    third_parties: st.SearchStrategy[fields.IPAddress] = addresses
+    third_party_ids: st.SearchStrategy[bytes] = digests
+    set_sizes: st.SearchStrategy[int] = positive16
+    unknown: st.SearchStrategy[Option] = unknown_options
+    tagged: bool = True
+
+
+def _third_party(draw: st.DrawFn, client: fields.IPAddress, scope: Scope) -> list[Option]:
     if draw(st.booleans()):
         return []
-    third_party = pcp.ThirdParty(draw(addresses.filter(lambda address: address != client)))
-    return [third_party, *_some(draw, pcp.ThirdPartyId)]
+    third_party = pcp.ThirdParty(draw(scope.third_parties.filter(lambda address: address != client)))
+    return [third_party, *([pcp.ThirdPartyId(draw(scope.third_party_ids))] if draw(st.booleans()) else [])]
+
+
+def _listed(draw: st.DrawFn, chosen: list[Option], scope: Scope) -> tuple[Option, ...]:
+    return _in_any_order(draw, chosen, scope.unknown) + (_tag(draw, pcp.AuthenticationTag) if scope.tagged else ())
 
 
 # --- messages: valid by construction, so that nothing is filtered away
@@ -155,30 +189,37 @@ def _announce_requests(draw: st.DrawFn) -> pcp.AnnounceRequest:
 
 
 @st.composite
-def _map_requests(draw: st.DrawFn) -> pcp.MapRequest:
-    client, suggested, lifetime = draw(addresses), draw(u16), draw(st.just(0) | u32)
-    protocol = draw(u8.map(fields.to_protocol))
-    internal = draw(u16) if protocol else 0
-    chosen: list[Option] = [*_third_party(draw, client), *_some(draw, pcp.Description)]
-    if draw(st.booleans()):
-        chosen.append(pcp.Prefix64())
-    if lifetime:
-        chosen += draw(st.lists(OPTIONS[pcp.Filter], max_size=3))
-    if draw(st.booleans()):
-        chosen.append(pcp.PortSet(draw(positive16), internal, draw(st.booleans())))
-    elif lifetime and suggested:
-        chosen += _some(draw, pcp.PreferFailure)
-    listed = _in_any_order(draw, chosen) + _tag(draw, pcp.AuthenticationTag)
-    return pcp.MapRequest(client, draw(nonces), protocol, internal, suggested, draw(addresses), lifetime, listed)
+def map_requests(draw: st.DrawFn, scope: Scope) -> pcp.MapRequest:
+    client, protocol = draw(scope.clients), draw(scope.protocols)
+    internal = draw(scope.ports) if protocol else 0
+    suggested, lifetime = draw(scope.suggested_ports), draw(scope.lifetimes)
+    listed: tuple[Option, ...] = ()
+    if draw(scope.options):
+        chosen: list[Option] = [*_third_party(draw, client, scope), *_some(draw, pcp.Description)]
+        if draw(st.booleans()):
+            chosen.append(pcp.Prefix64())
+        if lifetime:
+            chosen += draw(st.lists(OPTIONS[pcp.Filter], max_size=3))
+        if draw(st.booleans()):
+            chosen.append(pcp.PortSet(draw(scope.set_sizes), internal, draw(st.booleans())))
+        elif lifetime and suggested:
+            chosen += _some(draw, pcp.PreferFailure)
+        listed = _listed(draw, chosen, scope)
+    return pcp.MapRequest(
+        client, draw(scope.nonces), protocol, internal, suggested, draw(scope.externals), lifetime, listed
+    )
 
 
 @st.composite
-def _peer_requests(draw: st.DrawFn) -> pcp.PeerRequest:
-    client = draw(addresses)
-    flow = (draw(nonces), draw(st.integers(1, 255)), draw(positive16), draw(positive16), draw(addresses))
-    chosen = [*_third_party(draw, client), *_some(draw, pcp.Description)]
-    listed = _in_any_order(draw, chosen) + _tag(draw, pcp.AuthenticationTag)
-    return pcp.PeerRequest(client, *flow, draw(u16), draw(addresses), draw(u32), listed)
+def peer_requests(draw: st.DrawFn, scope: Scope) -> pcp.PeerRequest:
+    client, protocol = draw(scope.clients), draw(scope.protocols.filter(bool))
+    internal, remote = draw(scope.ports.filter(bool)), draw(positive16)
+    listed: tuple[Option, ...] = ()
+    if draw(scope.options):
+        listed = _listed(draw, [*_third_party(draw, client, scope), *_some(draw, pcp.Description)], scope)
+    flow = (draw(scope.nonces), protocol, internal, remote, draw(scope.remotes))
+    suggested = (draw(scope.suggested_ports), draw(scope.externals))
+    return pcp.PeerRequest(client, *flow, *suggested, draw(scope.lifetimes), listed)
 
 
 @st.composite
@@ -222,7 +263,7 @@ def _pcp_errors() -> st.SearchStrategy[pcp.ErrorResponse]:
 
 _transport = st.sampled_from([Protocol.TCP, Protocol.UDP])
 _natpmp_codes = u16.filter(lambda code: code not in (1, 5)).map(natpmp.ResultCode)  # these two have no body
-_mapped = (u32, u32, nonces, u8.map(fields.to_protocol), u16, u16, addresses)
+_mapped = (u32, u32, nonces, protocols, u16, u16, addresses)
 _other_opcodes = st.integers(4, 127)
 MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
     natpmp.ExternalAddressRequest: st.builds(natpmp.ExternalAddressRequest),
@@ -233,9 +274,9 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
     natpmp.UnknownRequest: st.builds(natpmp.UnknownRequest, st.integers(3, 127), st.binary()),
     pcp.AnnounceRequest: _announce_requests(),
     pcp.AnnounceResponse: _responses(pcp.AnnounceResponse, u32, u32),
-    pcp.MapRequest: _map_requests(),
+    pcp.MapRequest: map_requests(Scope()),
     pcp.MapResponse: _responses(pcp.MapResponse, *_mapped),
-    pcp.PeerRequest: _peer_requests(),
+    pcp.PeerRequest: peer_requests(Scope()),
     pcp.PeerResponse: _responses(pcp.PeerResponse, *_mapped, u16, addresses),
     pcp.AuthenticationRequest: _pa_requests(),
     pcp.AuthenticationResponse: _responses(pcp.AuthenticationResponse, u32, u32, u32),
@@ -256,10 +297,10 @@ def messages() -> st.SearchStrategy[Message]:
 
 
 @st.composite
-def _damaged(draw: st.DrawFn) -> bytes:
+def damaged(draw: st.DrawFn, sound: st.SearchStrategy[bytes]) -> bytes:
     """A message with octets changed, cut off or added: most are messages still, but none that anybody would send."""
-    data = bytearray(draw(messages()).encode())
-    for _ in range(draw(st.integers(0, 3))):
+    data = bytearray(draw(sound))
+    for _ in range(draw(st.integers(0, 3 if data else 0))):
         data[draw(st.integers(0, len(data) - 1))] = draw(u8)
     data = data[: draw(st.just(len(data)) | st.integers(0, len(data)))]
     return bytes(data) + draw(st.just(b"") | words | st.binary(max_size=8))
@@ -285,9 +326,10 @@ _PCP_STARTS = [
 def datagrams() -> st.SearchStrategy[bytes]:
     """Octets of every kind: messages, damaged messages, mere beginnings, noise."""
     starts = st.sampled_from([bytes.fromhex(start) for start in (*_NAT_PMP_STARTS, *_PCP_STARTS)])
+    encoded = messages().map(lambda message: message.encode())
     return st.one_of(
-        messages().map(lambda message: message.encode()),
-        _damaged(),
+        encoded,
+        damaged(encoded),
         st.builds(lambda start, rest: start + rest, starts, st.binary(max_size=120)),
         st.binary(max_size=1200),
     )

@@ -223,6 +223,12 @@ def test_an_announcement_ends_the_silence_at_once() -> None:
     assert sim.inject(client, natpmp_answer(b"\0\0", epoch=0), ("192.168.1.1", 1900))
     sim.run_until(128.0)
     assert times_of(sim, GatewayRecovered) == [128.0]
+    assert [
+        event.describe() for _, event in sim.events if isinstance(event, GatewayUnreachable | GatewayRecovered)
+    ] == [
+        Reason.NO_ANSWER.value,
+        "the gateway answers again",
+    ]
     assert sends_of(sim)[-1][0] == 128.0
 
 

@@ -442,9 +442,12 @@ def test_delete_all_removes_every_mapping_of_this_host_and_protocol_and_no_other
 def test_nat_pmp_which_has_no_nonce_cannot_touch_what_pcp_has_mapped() -> None:
     refused = natpmp.ResultCode.NOT_AUTHORIZED
     gateway = make_gateway()
-    pcp_map(gateway, TCP, 80, 8080)
+    pcp_map(gateway, TCP, 80, 8080, lifetime=600)
     natpmp_map(gateway, TCP, 81, 8081)
-    assert natpmp_map(gateway, TCP, 80, 8080) == (refused, 0, 0)
+    before = gateway.mappings
+    for now, asked, rest in ((100.5, 7200, 499), (100.5, 60, 60), (599.5, 7200, 1)):  # it is told what there is
+        assert natpmp_map(gateway, TCP, 80, 9090, asked, now=now) == (OK, 8080, rest)
+    assert gateway.mappings == before
     assert natpmp_map(gateway, TCP, 80, 0, 0) == (refused, 0, 0)
     assert natpmp_map(gateway, TCP, 0, 0, 0) == (refused, 0, 0)  # and yet all the others are deleted
     assert forwarded(gateway) == [(TCP, LOCAL, 8080)]
@@ -978,6 +981,12 @@ def test_only_the_networks_inside_are_served_and_others_hear_nothing() -> None:
     assert pcp_map(gateway, TCP, 80, source=V6_HOST).result_code == Code.SUCCESS
 
 
+@pytest.mark.parametrize("networks", [["lan"], ["192.168.1.7/24"], [None]])
+def test_the_networks_inside_are_networks(networks: typing.Any) -> None:
+    with pytest.raises(LocalProtocolError, match=r"GatewayConfig\.networks must be IP networks: "):
+        GatewayConfig(networks=networks)
+
+
 @pytest.mark.requirement("NP-3.3-22")
 def test_nobody_inside_has_the_external_address() -> None:
     gateway = make_gateway()
@@ -985,6 +994,22 @@ def test_nobody_inside_has_the_external_address() -> None:
         gateway.receive_datagram(data, (EXTERNAL, 40001), 0.0)
     assert list(gateway.outputs()) == []
     assert not gateway.mappings
+
+
+@pytest.mark.parametrize("host", ["224.0.0.1", "255.255.255.255", "0.0.0.0", "::", "ff02::1"])
+def test_nobody_sends_from_an_address_that_no_host_can_have(host: str) -> None:
+    gateway = make_gateway()
+    for data in (b"\0\0", natpmp.MapRequest(TCP, 80).encode(), pcp.MapRequest(host, NONCE, TCP, 80).encode()):
+        assert gateway.receive_datagram(data, (host, 40001), 0.0) is False
+    assert list(gateway.outputs()) == []
+    assert not gateway.mappings
+
+
+def test_nat_pmp_maps_no_protocol_that_is_not_to_be_mapped() -> None:
+    gateway = make_gateway(protocols=(6,))
+    assert natpmp_map(gateway, UDP, 80) == (natpmp.ResultCode.NOT_AUTHORIZED, 0, 0)
+    assert natpmp_map(gateway, TCP, 80, 8080) == (OK, 8080, 7200)
+    assert forwarded(gateway) == [(TCP, LOCAL, 8080)]
 
 
 @pytest.mark.requirement("PCP-7.4-06")
@@ -1280,16 +1305,14 @@ def test_an_announcement_before_there_is_an_external_address_says_so(versions: t
     assert drain(gateway)[0][0] == bytes.fromhex("0080 0003 00000000 00000000")
 
 
-def test_a_gateway_that_slept_through_announcements_sends_one_and_goes_on_in_time() -> None:
+def test_a_gateway_that_slept_through_announcements_sends_one_and_keeps_the_distances_from_there_on() -> None:
     gateway = make_gateway((2,))
     gateway.reboot(0.0)
     drain(gateway)
-    gateway.handle_timeout(10.0)  # .25, .75, 1.75, 3.75 and 7.75 are past
-    assert drain(gateway)[0] == [pcp.AnnounceResponse(Code.SUCCESS, 0, 10).encode()]
-    assert gateway.next_timeout() == 15.75
-    gateway.handle_timeout(1000.0)
-    assert drain(gateway)[0] == [pcp.AnnounceResponse(Code.SUCCESS, 0, 1000).encode()]
-    assert gateway.next_timeout() is None
+    for now, then in ((10.0, 10.5), (10.5, 11.5), (1000.0, 1002.0)):
+        gateway.handle_timeout(now)
+        assert drain(gateway)[0] == [pcp.AnnounceResponse(Code.SUCCESS, 0, int(now)).encode()]
+        assert gateway.next_timeout() == then
 
 
 def test_a_second_restart_begins_the_announcements_anew() -> None:
@@ -1317,6 +1340,41 @@ def test_announcements_that_nobody_took_do_not_pile_up() -> None:
     for step in range(100):
         gateway.reboot(float(step))
     assert len(list(gateway.outputs())) == 2
+
+
+def test_an_announcement_that_nobody_took_is_taken_back_when_it_is_not_true_any_more() -> None:
+    gateway = make_gateway()
+    gateway.reboot(0.0)
+    gateway.set_external_address("198.51.100.9", 0.0)
+    assert drain(gateway)[0] == [
+        natpmp.ExternalAddressResponse(OK, 0, IPv4Address("198.51.100.9")).encode(),
+        pcp.AnnounceResponse(Code.SUCCESS, 0, 0).encode(),
+    ]
+
+
+@pytest.mark.requirement("NP-3.2.1-05")
+def test_what_only_pcp_has_to_say_does_not_cut_short_the_announcements_of_nat_pmp() -> None:
+    gateway = make_gateway()
+    prefix = pcp.Prefix64("64:ff9b::/96")
+    gateway.reboot(0.0)
+    started = sent_until(gateway, 0.0, 0.0)
+    gateway.set_prefix64([prefix], 0.125)
+    told = sent_until(gateway, 0.125, 1000.0)
+    assert started[1:] == [(0.0, GROUP, pcp.AnnounceResponse(Code.SUCCESS, 0, 0))]
+    assert [at for at, _, message in started + told if isinstance(message, natpmp.ExternalAddressResponse)] == ROUNDS
+    assert [(at, message) for at, _, message in told if isinstance(message, pcp.AnnounceResponse)] == [
+        (0.125 + at, pcp.AnnounceResponse(Code.SUCCESS, 0, int(0.125 + at), (prefix,))) for at in ROUNDS
+    ]
+
+
+def test_an_external_address_that_is_none_other_changes_nothing() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080)
+    gateway.set_external_address(IPv4Address(EXTERNAL), 100.0)
+    gateway.set_external_address([EXTERNAL], 100.0)
+    assert list(gateway.outputs()) == []
+    assert gateway.next_timeout() == 7200.0
+    assert ask(gateway, pcp.AnnounceRequest(LOCAL), 105.0) == pcp.AnnounceResponse(Code.SUCCESS, 0, 105)
 
 
 @pytest.mark.requirement("NP-3.6-02")

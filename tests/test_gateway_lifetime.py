@@ -32,11 +32,14 @@ from helpers import (
 from natpmp_sansio import (
     Address,
     Gateway,
+    GatewayConfig,
+    LocalProtocolError,
     MappingDeleted,
     MappingExpired,
     MappingKind,
     MappingRefreshed,
     Protocol,
+    SendDatagram,
     natpmp,
     pcp,
 )
@@ -151,6 +154,16 @@ def test_an_update_has_the_third_party_and_the_filters_of_its_mapping_and_nothin
     ]
 
 
+def test_an_update_says_whose_mapping_it_is_where_addresses_alone_do_not() -> None:
+    gateway = make_gateway(allow_third_party=True, third_party_ids=[b"blue"])
+    whose = (pcp.ThirdParty("192.168.1.20"), pcp.ThirdPartyId(b"blue"))
+    pcp_map(gateway, TCP, 80, 8080, options=whose)
+    gateway.set_external_address(NEW, 100.0)
+    assert updates(gateway, 100.0, 100.0) == [
+        (100.0, pcp.MapResponse(Code.SUCCESS, 7100, 0, NONCE, TCP, 80, 8080, NEW, whose))
+    ]
+
+
 def test_a_mapping_that_moves_is_handed_to_the_nat_engine_with_its_filters() -> None:
     gateway = make_gateway()
     only = pcp.Filter(128, 443, "198.51.100.7")
@@ -242,6 +255,59 @@ def test_the_updates_of_a_mapping_end_with_it() -> None:
     assert [at for at, _ in updates(gateway, 119.5, 200.0)] == [119.5, 119.75]
 
 
+@pytest.mark.requirement("PCP-14.2-07")
+@pytest.mark.parametrize(("awake", "sent"), [(119.0, [119.0]), (119.25, [119.0, 119.25])])
+def test_who_slept_past_the_end_of_a_mapping_says_nothing_more_about_its_endpoint(
+    awake: float, sent: list[float]
+) -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080, 120)
+    gateway.set_external_address(NEW, 119.0)
+    assert [at for at, _ in updates(gateway, 119.0, awake)] == sent
+    gateway.handle_timeout(1000.0)
+    outputs = list(gateway.outputs())
+    assert [output for output in outputs if isinstance(output, SendDatagram) and output.addr == HOST] == []
+    assert [output.mapping for output in outputs if isinstance(output, MappingExpired)] == [1]
+    assert updates(gateway, 1000.0, 2000.0) == []
+
+
+@pytest.mark.requirement("PCP-14.2-08")
+def test_updates_that_come_late_keep_their_distances() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080)
+    gateway.set_external_address(NEW, 100.0)
+    assert [at for at, _ in updates(gateway, 100.0, 100.0)] == [100.0]
+    gateway.handle_timeout(100.625)
+    assert [at for at, _ in updates(gateway, 100.625, 110.0)] == [100.625, 101.125]
+
+
+@pytest.mark.requirement("PCP-14.2-09")
+def test_an_update_that_nobody_has_taken_is_taken_back_when_its_client_has_refreshed_the_mapping() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080)
+    gateway.set_external_address(NEW, 100.0)
+    refreshed = pcp_map(gateway, TCP, 80, now=100.0)  # the one answer, and nothing else
+    assert (refreshed.external_address, refreshed.lifetime) == (IPv4Address(NEW), 7200)
+    assert updates(gateway, 100.0, 200.0) == []
+
+
+@pytest.mark.requirement("PCP-14.2-07")
+@pytest.mark.parametrize("how", ["released", "lease over"])
+def test_the_updates_of_a_host_end_with_its_address(how: str) -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080)
+    pcp_peer(gateway, UDP, 5000, WEB)
+    gateway.set_external_address(NEW, 100.0)
+    assert len(updates(gateway, 100.0, 100.0)) == 2
+    if how == "released":
+        gateway.address_released(LOCAL, 100.125)
+    else:
+        gateway.address_leased(LOCAL, 100.125, 100.0)
+    gateway.handle_timeout(100.125)
+    assert not gateway.mappings
+    assert updates(gateway, 100.125, 200.0) == []
+
+
 # --- revoked
 
 
@@ -286,6 +352,67 @@ def test_a_mapping_of_nat_pmp_is_revoked_without_a_word() -> None:
     assert gateway.revoke(gateway.mappings[0].id, 9.5) is True
     assert ended(gateway) == [(MappingDeleted, 1)]
     assert sent_until(gateway, 9.5, 1000.0) == []
+
+
+def test_after_a_restart_nobody_is_told_any_more_what_was_before() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080)
+    gateway.revoke(gateway.mappings[0].id, 9.5)
+    assert [at for at, _ in updates(gateway, 9.5, 9.5)] == [9.5]
+    gateway.reboot(9.625)
+    assert updates(gateway, 9.625, 1000.0) == []
+
+
+def test_who_takes_over_the_endpoint_of_a_revoked_mapping_hears_nothing_of_it() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080)
+    gateway.revoke(gateway.mappings[0].id, 9.5)
+    assert [at for at, _ in updates(gateway, 9.5, 9.5)] == [9.5]
+    ask(gateway, natpmp.MapRequest(TCP, 80, 8080), 9.625)
+    assert updates(gateway, 9.625, 1000.0) == []
+    assert [each.kind for each in gateway.mappings] == [MappingKind.MAP]
+
+
+# --- what moves first
+
+
+def test_what_is_configured_keeps_its_port_when_the_external_address_changes() -> None:
+    gateway = Gateway([EXTERNAL, "203.0.113.6"], address=SERVER, rng=Middle(2))
+    pcp_map(gateway, TCP, 80, 8080, address="203.0.113.6", source=OTHER)
+    gateway.add_static(TCP, endpoint(LOCAL, 80), 80, 0.0)  # no port that is given out
+    gateway.add_static(TCP, endpoint(LOCAL, 81), 8080, 0.0)
+    gateway.set_external_address(NEW, 100.0)
+    moved, first, second = externals(gateway)
+    assert (first, second) == (f"{NEW}:80", f"{NEW}:8080")
+    assert moved.startswith(f"{NEW}:")
+    assert moved != second  # it was there first, and yet it has to give way
+
+
+@pytest.mark.requirement("PCP-14.2-04")
+def test_who_has_nowhere_to_go_at_the_new_address_is_told_so() -> None:
+    gateway = Gateway(
+        [EXTERNAL, NEW], address=SERVER, config=GatewayConfig(first_port=8080, last_port=8080), rng=Middle(2)
+    )
+    pcp_map(gateway, TCP, 80, address=NEW, source=OTHER)
+    pcp_map(gateway, TCP, 80, address=EXTERNAL)
+    drain(gateway)
+    gateway.set_external_address(NEW, 100.0)
+    told = updates(gateway, 100.0, 200.0)
+    assert [
+        (at, message.result_code, message.lifetime) for at, message in told if isinstance(message, pcp.MapResponse)
+    ] == [(at, Code.CANNOT_PROVIDE_EXTERNAL, 30) for at in (100.0, 100.25, 100.75)]
+    assert [str(each.internal) for each in gateway.mappings] == [f"{OTHER[0]}:80"]
+
+
+def test_what_is_configured_gets_another_port_if_somebody_has_its_own_there_already() -> None:
+    gateway = Gateway([EXTERNAL, NEW], address=SERVER, rng=Middle(2))
+    pcp_map(gateway, TCP, 80, 8080, address=NEW, source=OTHER)
+    gateway.add_static(TCP, endpoint(LOCAL, 80), 8080, 0.0)
+    gateway.set_external_address(NEW, 100.0)
+    stays, moved = (mapping.external for mapping in gateway.mappings)
+    assert stays == endpoint(NEW, 8080)
+    assert moved.address == IPv4Address(NEW)
+    assert moved.port != 8080
 
 
 # --- announcements
@@ -351,6 +478,34 @@ def test_a_client_may_shorten_its_mapping() -> None:
     pcp_map(gateway, TCP, 80, lifetime=7200)
     assert pcp_map(gateway, TCP, 80, lifetime=600, now=100.0).lifetime == 600
     assert gateway.next_timeout() == 700.0
+
+
+FOREVER = 2**32 - 1
+
+
+def test_no_lifetime_is_longer_than_32_bits_can_say() -> None:
+    gateway = make_gateway(max_lifetime=FOREVER)
+    granted = pcp_map(gateway, TCP, 80, 8080, FOREVER, now=5.1, source=OTHER)
+    assert granted.lifetime == FOREVER
+    stolen = pcp_map(gateway, TCP, 80, nonce=OTHER_NONCE, now=5.1, source=OTHER)
+    assert (stolen.result_code, stolen.lifetime) == (Code.NOT_AUTHORIZED, FOREVER)
+    busy = pcp_map(gateway, TCP, 80, 8080, options=PF, now=5.1)  # what TCP may have under way comes on top of it
+    assert (busy.result_code, busy.lifetime) == (Code.CANNOT_PROVIDE_EXTERNAL, FOREVER)
+    told = ask(gateway, natpmp.MapRequest(TCP, 80, 0, FOREVER), 5.1, OTHER)
+    assert told == natpmp.MapResponse(TCP, natpmp.ResultCode.SUCCESS, 0, 80, 8080, FOREVER)
+    gateway.set_external_address(NEW, 5.1)
+    (update,) = [message for _, message in updates(gateway, 5.1, 5.1, OTHER)]
+    assert isinstance(update, pcp.MapResponse)
+    assert FOREVER - 1 <= update.lifetime <= FOREVER
+
+
+@pytest.mark.parametrize("value", [2**32, float("inf"), float("nan"), -1.0])
+def test_an_idle_time_that_no_lifetime_can_say_is_refused(value: float) -> None:
+    with pytest.raises(LocalProtocolError, match=r"GatewayConfig\.tcp_idle must be from 0 to 4294967295 seconds, not"):
+        GatewayConfig(tcp_idle=value)
+    with pytest.raises(LocalProtocolError, match=r"GatewayConfig\.udp_idle must be from 0 to 4294967295 seconds, not"):
+        GatewayConfig(udp_idle=value)
+    assert GatewayConfig(tcp_idle=FOREVER, udp_idle=0.0).tcp_idle == FOREVER
 
 
 # --- the port of a mapping that has ended (section 15)
@@ -420,6 +575,24 @@ def test_traffic_that_outlives_a_mapping_does_not_keep_its_port_from_the_same_cl
     assert pcp_map(gateway, UDP, 5000, 8080, now=711.0).result_code == Code.SUCCESS
 
 
+def test_who_maps_and_deletes_port_after_port_leaves_half_of_them_to_others() -> None:
+    gateway = make_gateway(first_port=2000, last_port=2099)
+    for port in range(100):
+        assert pcp_map(gateway, TCP, 3000 + port, 2000 + port).external_port == 2000 + port
+        assert pcp_map(gateway, TCP, 3000 + port, lifetime=0).result_code == Code.SUCCESS
+    replies = [pcp_map(gateway, TCP, 3000 + port, source=OTHER) for port in range(100)]
+    assert {reply.external_port for reply in replies if reply.result_code == Code.SUCCESS} == set(range(2000, 2050))
+    assert {reply.result_code for reply in replies[50:]} == {Code.NO_RESOURCES}
+
+
+def test_the_owner_may_give_a_freed_port_to_another_and_then_it_is_whose_it_was() -> None:
+    gateway = freed(TCP, "expired")
+    static = gateway.add_static(TCP, endpoint(OTHER[0], 80), 8080, 601.0)
+    assert externals(gateway) == [f"{EXTERNAL}:8080"]
+    gateway.revoke(static, 602.0)
+    assert pcp_map(gateway, TCP, 80, now=603.0).external_port == 8080  # it still is whose it was
+
+
 def test_a_freed_port_that_was_had_back_is_kept_from_others_from_its_new_end_on() -> None:
     gateway = freed(UDP, "deleted")
     assert pcp_map(gateway, UDP, 80, now=650.0).external_port == 8080
@@ -485,6 +658,8 @@ def test_when_an_address_is_released_all_its_dynamic_mappings_are_discarded() ->
 def test_when_the_lease_of_an_address_ends_all_its_dynamic_mappings_are_discarded() -> None:
     gateway = furnished()
     gateway.address_leased(LOCAL, 100.0, 50.0)
+    refreshed = [event for event in drain(gateway)[1] if isinstance(event, MappingRefreshed)]
+    assert [(event.mapping, event.expires_at) for event in refreshed] == [(each, 100.0) for each in (2, 3, 4)]
     assert gateway.next_timeout() == 100.0
     gateway.handle_timeout(99.0)
     assert len(gateway.mappings) == 6
@@ -503,3 +678,49 @@ def test_a_lease_that_is_renewed_lets_the_mappings_live_on() -> None:
     assert [each.expires_at for each in gateway.mappings] == [7700.0]
     gateway.handle_timeout(7700.0)
     assert ended(gateway) == [(MappingExpired, 1)]
+
+
+def test_a_lease_bounds_also_what_traffic_would_keep_longer() -> None:
+    gateway = make_gateway(udp_idle=1000.0)
+    pcp_map(gateway, UDP, 5000, 6000)
+    gateway.outbound(UDP, INSIDE, WEB, 100.0)
+    gateway.address_leased(LOCAL, 300.0, 100.0)
+    drain(gateway)
+    for asked in (120, 7200, 0):
+        assert pcp_map(gateway, UDP, 5000, lifetime=asked, now=200.0).lifetime == 100
+    assert pcp_peer(gateway, UDP, 5000, WEB, now=200.0).lifetime == 100
+    gateway.handle_timeout(300.0)
+    assert not gateway.mappings
+    assert sorted(ended(gateway)) == [(MappingDeleted, 1), (MappingDeleted, 2)]
+
+
+def test_a_lease_shortens_the_mappings_that_would_outlive_it_and_no_others() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, lifetime=600)
+    pcp_map(gateway, TCP, 81, lifetime=601)
+    drain(gateway)
+    gateway.address_leased(LOCAL, 600.0, 10.0)
+    assert [each.expires_at for each in gateway.mappings] == [600.0, 600.0]
+    (event,) = drain(gateway)[1]
+    assert isinstance(event, MappingRefreshed)
+    assert (event.mapping, event.expires_at) == (2, 600.0)
+
+
+def test_a_thousand_leases_end_together() -> None:
+    gateway = make_gateway()
+    hosts = [IPv4Address("10.0.0.1") + number for number in range(1000)]
+    for host in hosts:
+        gateway.address_leased(host, 100.0, 0.0)
+        pcp_map(gateway, TCP, 80, source=(str(host), 40001))
+    drain(gateway)
+    gateway.handle_timeout(100.0)
+    assert ended(gateway) == [(MappingDeleted, number) for number in range(1, 1001)]
+    assert gateway.next_timeout() is None
+
+
+@pytest.mark.parametrize("end", [float("inf"), float("nan"), None])
+def test_a_lease_without_an_end_is_the_callers_mistake(end: typing.Any) -> None:
+    gateway = make_gateway()
+    with pytest.raises(LocalProtocolError, match="expires_at must be a finite number of seconds, not"):
+        gateway.address_leased(LOCAL, end, 0.0)
+    assert pcp_map(gateway, TCP, 80, lifetime=86400).lifetime == 86400

@@ -31,9 +31,12 @@ from helpers import (
 )
 from natpmp_sansio import (
     Address,
+    Endpoint,
     Gateway,
     GatewayConfig,
+    LocalProtocolError,
     MappingCreated,
+    MappingExpired,
     MappingId,
     MappingKind,
     Protocol,
@@ -372,6 +375,58 @@ def test_the_administrator_chooses_the_external_endpoint_of_a_static_mapping(add
     assert not gateway.mappings
 
 
+@pytest.mark.parametrize("protocol", [TCP, Protocol.ALL])
+def test_the_administrator_gives_one_host_all_ports_if_nobody_else_has_any(protocol: Protocol) -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, source=OTHER)
+    for _ in range(2):
+        with pytest.raises(LocalProtocolError, match=f"{LOCAL}:0 cannot be mapped to {EXTERNAL}:0: one of them is"):
+            gateway.add_static(protocol, endpoint(LOCAL, 0), 0, 10.0)
+    assert pcp_map(gateway, TCP, 80, lifetime=0, source=OTHER, now=20.0).result_code == Code.SUCCESS
+    gateway.add_static(protocol, endpoint(LOCAL, 0), 0, 30.0)
+    assert externals(gateway) == [f"{EXTERNAL}:0"]
+    assert pcp_map(gateway, TCP, 80, source=OTHER, now=40.0).result_code == Code.NO_RESOURCES
+    gateway.set_external_address(SECOND, 50.0)
+    assert externals(gateway) == [f"{SECOND}:0"]
+
+
+@pytest.mark.parametrize(
+    ("internal", "port", "address"),
+    [
+        (endpoint(LOCAL, 80), 0, None),
+        (endpoint(LOCAL, 0), 80, None),
+        (endpoint(LOCAL, 80), 65536, None),
+        (endpoint(LOCAL, 80), 80, "203.0.113.99"),
+        (endpoint(LOCAL, 80), 4000, None),  # another host's
+        (endpoint(LOCAL, 90), 90, None),  # has a mapping
+        (endpoint(LOCAL, 91), 91, None),  # leaves by another port
+        (endpoint(V6_HOST[0], 80), 81, None),  # a firewall changes no ports
+    ],
+)
+def test_the_administrator_cannot_configure_what_cannot_be(internal: Endpoint, port: int, address: str | None) -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 4000, source=OTHER)
+    pcp_map(gateway, TCP, 90, 9090)
+    gateway.outbound(TCP, endpoint(LOCAL, 91), REMOTE, 0.0)
+    drain(gateway)
+    before = gateway.mappings
+    with pytest.raises(LocalProtocolError, match="one of them is taken, or no endpoint"):
+        gateway.add_static(TCP, internal, port, 1.0, external_address=address)
+    assert gateway.mappings == before
+    assert list(gateway.outputs()) == []
+
+
+def test_the_administrator_may_configure_a_port_whose_mapping_has_just_ended() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, TCP, 80, 8080, 600, source=OTHER)
+    drain(gateway)
+    static = gateway.add_static(TCP, endpoint(LOCAL, 80), 8080, 600.0)
+    first, second = drain(gateway)[1]
+    assert isinstance(first, MappingExpired)
+    assert isinstance(second, MappingCreated)
+    assert (first.mapping, second.mapping, [each.id for each in gateway.mappings]) == (1, static, [static])
+
+
 # --- outbound mappings that are there before (section 11.3, 16.2)
 
 
@@ -561,6 +616,24 @@ def test_a_nat64_maps_to_ipv4_and_to_ipv6_and_the_family_says_which_is_deleted()
     assert not gateway.mappings
 
 
+@pytest.mark.parametrize("port", [5350, 5351])
+def test_a_pinhole_for_the_protocols_themselves_cannot_be_had(port: int) -> None:
+    gateway = ipv6_gateway()
+    refused = pcp_map(gateway, UDP, port, source=V6_HOST)
+    assert (refused.result_code, refused.lifetime) == (Code.NO_RESOURCES, 30)
+    assert not gateway.mappings
+    assert pcp_map(gateway, TCP, port, source=V6_HOST).external_port == port
+
+
+@pytest.mark.requirement("PCP-15.1-06")
+def test_a_delete_that_knows_of_no_families_means_the_hosts_own() -> None:
+    gateway = pool_gateway((EXTERNAL, "2001:db8::5"))
+    assert pcp_map(gateway, TCP, 80).external_address == IPv4Address(EXTERNAL)
+    deleted = pcp_map(gateway, TCP, 80, lifetime=0, address="::")
+    assert (deleted.result_code, deleted.external_address) == (Code.SUCCESS, IPv6Address(0))
+    assert not gateway.mappings
+
+
 @pytest.mark.requirement("PCP-15.1-06")
 @pytest.mark.requirement("PCP-15.1-07")
 def test_a_delete_by_an_ipv4_host_that_says_ipv6_means_its_only_mapping() -> None:
@@ -598,6 +671,15 @@ def test_a_gateway_that_is_more_than_half_full_grants_little_to_newcomers() -> N
     assert pcp_map(gateway, TCP, 1, now=60.0).lifetime == 7200
 
 
+def test_the_traffic_of_one_host_does_not_keep_others_from_asking() -> None:
+    gateway = make_gateway(max_mappings=4)
+    flows = [gateway.outbound(UDP, endpoint(OTHER[0], port), REMOTE, 0.0) for port in range(1, 6)]
+    assert [flow is not None for flow in flows] == [True] * 4 + [False]
+    assert pcp_map(gateway, TCP, 80).result_code == Code.SUCCESS
+    gateway.handle_timeout(120.0)
+    assert gateway.outbound(UDP, endpoint(OTHER[0], 5), REMOTE, 120.0) is not None
+
+
 # --- what the administrator says
 
 
@@ -623,3 +705,13 @@ def test_a_policy_sees_each_request_and_refuses_what_it_does_not_like(code: pcp.
     assert not gateway.mappings
     assert pcp_map(gateway, TCP, 80).result_code == Code.SUCCESS
     assert seen[-1] == (pcp.MapRequest(LOCAL, NONCE, TCP, 80), HOST)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "host", "port"), [(0, LOCAL, 80), (UDP, V6_HOST[0], 5351), (UDP, LOCAL, 5350), (256, LOCAL, 80)]
+)
+def test_what_no_request_could_ask_for_cannot_be_configured_either(protocol: int, host: str, port: int) -> None:
+    gateway = make_gateway()
+    with pytest.raises(LocalProtocolError):
+        gateway.add_static(protocol, endpoint(host, port), port, 0.0)
+    assert not gateway.mappings

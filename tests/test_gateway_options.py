@@ -38,6 +38,7 @@ from natpmp_sansio import (
     MappingRefreshed,
     Protocol,
     decode,
+    natpmp,
     pcp,
 )
 from natpmp_sansio.wire.options import RawOption
@@ -134,6 +135,13 @@ def test_a_gateway_that_can_authenticate_its_clients_does_not_trust_those_that_h
     assert pcp_map(gateway, TCP, 80, nonce=OTHER_NONCE).result_code == Code.NOT_AUTHORIZED
 
 
+@pytest.mark.parametrize("address", ["224.0.0.1", "255.255.255.255", "0.0.0.0", "ff02::1"])
+def test_nobody_can_map_for_an_address_that_no_host_can_have(address: str) -> None:
+    gateway = make_gateway(allow_third_party=True)
+    request = pcp.MapRequest(LOCAL, NONCE, TCP, 80, options=(pcp.ThirdParty(address),))
+    assert refusal(gateway, request.encode()) == (Code.MALFORMED_REQUEST, 1800)
+
+
 # --- PREFER_FAILURE (section 13.2)
 
 
@@ -226,6 +234,15 @@ def test_a_delete_has_nothing_to_filter() -> None:
     pcp_map(gateway, TCP, 80, options=(ONE,))
     data = pcp.MapRequest(LOCAL, NONCE, TCP, 80, lifetime=0).encode() + ONE.encode()
     assert refusal(gateway, data, 10.0) == (Code.MALFORMED_OPTION, 1800)
+
+
+def test_the_filters_of_a_static_mapping_are_not_for_a_request_to_change() -> None:
+    gateway = make_gateway()
+    gateway.add_static(TCP, endpoint(LOCAL, 80), 8080, 0.0)
+    drain(gateway)
+    request = pcp.MapRequest(LOCAL, NONCE, TCP, 80, options=(pcp.Filter(128, 443, "198.51.100.7"),))
+    assert refusal(gateway, request.encode()) == (Code.UNSUPP_OPTION, 1800)
+    assert pcp_map(gateway, TCP, 80).external_port == 8080
 
 
 # --- DESCRIPTION (RFC 7220)
@@ -401,6 +418,14 @@ def test_a_set_is_granted_as_far_as_possible(
         assert other.result_code == Code.NO_RESOURCES or other.external_port not in mapped
 
 
+@pytest.mark.requirement("EXT7753-4.2-03")
+def test_a_set_ends_before_a_port_that_leaves_by_another_external_port_already() -> None:
+    gateway = make_gateway()
+    gateway.outbound(UDP, endpoint(LOCAL, 8), WEB, 0.0)
+    reply = pcp_map(gateway, UDP, 5, 6000, options=(pcp.PortSet(10, 5),))
+    assert (reply.external_port, reply.options) == (6000, (pcp.PortSet(3, 5),))
+
+
 def test_a_set_is_granted_where_it_is_suggested() -> None:
     gateway = make_gateway()
     reply = pcp_map(gateway, TCP, 5, 6000, options=(pcp.PortSet(10, 5),))
@@ -444,6 +469,12 @@ def test_even_ports_stay_even_and_odd_ones_odd_where_that_is_asked_for(internal:
         assert isinstance(option, pcp.PortSet)
         assert (option.size, option.first_internal_port) == (3, port)
         assert reply.external_port % 2 == port % 2
+
+
+def test_a_port_of_the_other_parity_is_better_than_none() -> None:
+    gateway = make_gateway(first_port=7001, last_port=7001)
+    reply = pcp_map(gateway, UDP, 5000, options=(pcp.PortSet(2, 5000, parity=True),))
+    assert (reply.result_code, reply.external_port, reply.options) == (Code.SUCCESS, 7001, ())
 
 
 def test_parity_goes_before_size() -> None:
@@ -521,6 +552,47 @@ def test_a_request_that_touches_a_part_of_a_set_refreshes_the_set_and_maps_nothi
     assert [(each.internal.port, each.size, each.expires_at) for each in gateway.mappings] == [(1, 10, 7300.0)]
 
 
+@pytest.mark.requirement("PCP-11.3-13")
+@pytest.mark.parametrize(
+    ("suggested", "code", "external"),
+    [(6002, Code.SUCCESS, 6002), (6000, Code.CANNOT_PROVIDE_EXTERNAL, 6000)],  # an error tells what was asked
+)
+def test_who_prefers_failure_for_a_port_of_a_set_is_measured_by_that_port(
+    suggested: int, code: pcp.ResultCode, external: int
+) -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, UDP, 5000, 6000, options=(pcp.PortSet(4, 5000),))
+    reply = pcp_map(gateway, UDP, 5002, suggested, options=(pcp.PreferFailure(),), now=100.0)
+    assert (reply.result_code, reply.external_port) == (code, external)
+    assert [(each.internal.port, each.size) for each in gateway.mappings] == [(5000, 4)]
+
+
+def test_a_port_of_a_set_that_is_deleted_takes_the_set_along() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, UDP, 5000, 6000, options=(pcp.PortSet(4, 5000),))
+    deleted = pcp_map(gateway, UDP, 5002, lifetime=0, now=100.0)  # whose internal port is echoed
+    assert (deleted.result_code, deleted.lifetime, deleted.options) == (Code.SUCCESS, 0, ())
+    assert not gateway.mappings
+
+
+def test_nat_pmp_is_told_the_external_port_of_its_own_port_in_a_set() -> None:
+    gateway = make_gateway()
+    pcp_map(gateway, UDP, 5000, 6000, 600, options=(pcp.PortSet(4, 5000),))
+    told = ask(gateway, natpmp.MapRequest(UDP, 5002), 100.0)
+    assert told == natpmp.MapResponse(UDP, natpmp.ResultCode.SUCCESS, 100, 5002, 6002, 500)
+    assert [(each.size, each.expires_at) for each in gateway.mappings] == [(4, 600.0)]
+
+
+@pytest.mark.parametrize("lifetime", [7200, 0])
+def test_a_set_that_begins_with_all_ports_touches_no_single_one(lifetime: int) -> None:
+    gateway = make_gateway(allow_wildcards=True)
+    pcp_map(gateway, UDP, 5, 6000, 600)
+    request = pcp.MapRequest(LOCAL, NONCE, UDP, 0, lifetime=lifetime, options=(pcp.PortSet(10, 0),))
+    assert answers(gateway, request, 100.0) == [(0, 0, lifetime, () if lifetime else request.options)]
+    sets = [(each.internal.port, each.size, each.expires_at) for each in gateway.mappings]
+    assert sets == [(5, 1, 600.0)] + [(0, 1, 7300.0)] * bool(lifetime)
+
+
 def test_sets_of_two_hosts_or_protocols_do_not_touch_each_other() -> None:
     gateway = make_gateway()
     asked = (pcp.PortSet(10, 5),)
@@ -569,6 +641,26 @@ def test_who_asks_for_everything_gets_at_once_as_much_as_is_configured(
 ) -> None:
     reply = pcp_map(make_gateway(**config), UDP, 1, options=(pcp.PortSet(0xFFFF, 1),))
     assert reply.options == (pcp.PortSet(size, 1),)
+
+
+def test_who_asks_for_everything_is_answered_for_no_more_mappings_than_a_set_has_ports() -> None:
+    gateway = make_gateway(max_port_set=4)
+    for port in range(5, 15):
+        pcp_map(gateway, UDP, port, 6000 + port, 600)
+    request = pcp.MapRequest(LOCAL, NONCE, UDP, 5, options=(pcp.PortSet(0xFFFF, 5),))
+    assert answers(gateway, request, 100.0) == [(port, 6000 + port, 7200, ()) for port in range(5, 9)]
+    assert [each.expires_at for each in gateway.mappings] == [7300.0] * 4 + [600.0] * 6
+
+
+def test_a_set_is_the_longest_of_what_a_bounded_search_has_found() -> None:
+    gateway = make_gateway(first_port=10000, last_port=29999)
+    for port in range(10000, 30000, 255):  # 254 in a row are free, but for 509 where a search from the middle ends
+        if port != 19690:
+            assert pcp_map(gateway, UDP, port, port, source=OTHER).external_port == port
+    asked = (pcp.PortSet(256, 5),)
+    assert pcp_map(gateway, UDP, 5, options=asked).options == (pcp.PortSet(254, 5),)
+    suggested = pcp_map(gateway, UDP, 1005, 19500, options=(pcp.PortSet(256, 1005),))
+    assert (suggested.external_port, suggested.options) == (19500, (pcp.PortSet(256, 1005),))
 
 
 @pytest.mark.requirement("PCP-17.2-01")

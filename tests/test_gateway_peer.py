@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -28,7 +29,9 @@ from helpers import (
 )
 from natpmp_sansio import (
     Address,
+    Endpoint,
     Gateway,
+    LocalProtocolError,
     MappingCreated,
     MappingDeleted,
     MappingExpired,
@@ -154,6 +157,22 @@ def test_peer_counts_in_the_quota_of_its_host() -> None:
     assert pcp_peer(gateway, UDP, 5000, DNS, source=OTHER).result_code == Code.SUCCESS
 
 
+def test_traffic_and_peer_find_the_same_mapping_behind_a_nat64() -> None:
+    """Whatever family PEER suggests: it is the remote peer that says where a packet goes."""
+    gateway = Gateway(EXTERNAL, address=V6_SERVER, rng=Middle(2))
+    gateway.set_prefix64([pcp.Prefix64("64:ff9b::/96")], 0.0)
+    remote = endpoint("64:ff9b::198.51.100.7", 443)
+    there = gateway.outbound(UDP, endpoint(V6_HOST[0], 5000), remote, 0.0)
+    assert there is not None
+    assert there.address == IPv4Address(EXTERNAL)
+    drain(gateway)
+    reply = pcp_peer(gateway, UDP, 5000, remote, address="::", source=V6_HOST)
+    assert (reply.result_code, reply.external_address, reply.external_port) == (Code.SUCCESS, there.address, there.port)
+    assert outbound(gateway) == [(MappingKind.PEER, str(remote), 7200.0)]
+    native = endpoint("2001:db8:9::1", 443)  # and this one goes through the firewall
+    assert gateway.outbound(UDP, endpoint(V6_HOST[0], 5000), native, 0.0) == endpoint(V6_HOST[0], 5000)
+
+
 # --- a mapping that is there
 
 
@@ -269,6 +288,24 @@ def test_a_nat_without_a_free_port_lets_no_new_flow_out() -> None:
     assert make_gateway(external=None).outbound(UDP, INSIDE, WEB, 0.0) is None
 
 
+@pytest.mark.parametrize(
+    ("protocol", "internal", "remote"),
+    [
+        (UDP, endpoint(LOCAL, 0), WEB),
+        (UDP, INSIDE, endpoint("198.51.100.7", 0)),
+        (UDP, endpoint(LOCAL, 65536), WEB),
+        (UDP, Endpoint(None, 5000), WEB),
+        (UDP, INSIDE, Endpoint(None, 443)),
+        (256, INSIDE, WEB),
+    ],
+)
+def test_traffic_of_no_endpoint_is_the_callers_mistake(protocol: int, internal: Endpoint, remote: Endpoint) -> None:
+    gateway = make_gateway()
+    with pytest.raises(LocalProtocolError, match="a mapping needs a protocol from 0 to 255, an address and a port"):
+        gateway.outbound(protocol, internal, remote, 0.0)
+    assert not gateway.mappings
+
+
 @pytest.mark.requirement("PCP-16.5-01")
 def test_an_endpoint_goes_from_implicit_to_peer_managed_to_map_created() -> None:
     gateway = make_gateway()
@@ -357,6 +394,13 @@ def test_a_remote_peer_that_nobody_can_be_is_malformed(source: Address, remote: 
     assert not gateway.mappings
 
 
+def test_a_protocol_that_is_not_to_be_mapped_is_not_mapped_by_peer_either() -> None:
+    gateway = make_gateway(protocols=(6,))
+    refused = pcp_peer(gateway, UDP, 5000, WEB)
+    assert (refused.result_code, refused.lifetime) == (Code.UNSUPP_PROTOCOL, 1800)
+    assert not gateway.mappings
+
+
 @pytest.mark.requirement("PCP-12.3-01")
 def test_of_two_faults_the_first_of_the_section_is_told() -> None:
     """The remote peer, then the suggestion of a new mapping, or the nonce of an old one."""
@@ -398,3 +442,12 @@ def test_what_a_nat_engine_has_to_know_of_a_flow_comes_out_as_events() -> None:
     assert exchange(gateway, request.encode(), 300.0)[1] == [MappingRefreshed(**about, expires_at=900.0)]
     gateway.handle_timeout(900.0)
     assert drain(gateway) == ([], [MappingExpired(**about)])
+
+
+def test_traffic_does_not_lead_past_the_limit_of_all_mappings() -> None:
+    gateway = make_gateway(max_mappings=1)
+    pcp_map(gateway, TCP, 80, source=OTHER)
+    gateway.outbound(UDP, INSIDE, WEB, 0.0)
+    before = gateway.mappings
+    assert pcp_peer(gateway, UDP, 5000, WEB).result_code == Code.NO_RESOURCES
+    assert gateway.mappings == before

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import random
+import typing
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
-from helpers import EXTERNAL, LOCAL, SERVER, Middle
-from natpmp_sansio import Address, Gateway, GatewayConfig, Protocol, Quirk, SendDatagram, decode, natpmp, pcp
+from helpers import EXTERNAL, LOCAL, SERVER, Middle, endpoint, pcp_peer
+from natpmp_sansio import (
+    Address,
+    Gateway,
+    GatewayConfig,
+    LocalProtocolError,
+    Protocol,
+    Quirk,
+    SendDatagram,
+    decode,
+    natpmp,
+    pcp,
+)
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 HOST: Address = (LOCAL, 40001)
@@ -283,6 +296,29 @@ def _delete_echoes_external_port() -> None:
     assert box.natpmp(TCP, 80, 8080, 0) == (NP.SUCCESS, 80, 8080, 0)
 
 
+def test_unknown_opcodes_are_refused_in_8_octets_as_well() -> None:
+    box = Box(Quirk.ERRORS_IN_8_OCTETS)
+    assert box.ask(b"\0\7" + bytes(20), 9.0) == bytes.fromhex("0087000500000009")
+    assert box.ask(ASK_ADDRESS, 9.0) == bytes.fromhex("0080000000000009cb007105")
+
+
+def test_a_short_pcp_request_is_answered_in_version_0_from_its_third_octet_to_1100() -> None:
+    box = Box(Quirk.SHORT_PCP_IN_VERSION_0)
+    assert box.ask(ASK_MAP[:2]) is None
+    assert box.ask(ASK_MAP.ljust(1501, b"\1"), 9.0) == (
+        bytes.fromhex("008000030000000000000009") + ASK_MAP[12:].ljust(1088, b"\1")
+    )
+    assert len(box.ask(ASK_ADDRESS) or b"") == 12
+
+
+def test_a_delete_all_or_of_nothing_has_no_external_port_to_echo() -> None:
+    box = Box(Quirk.DELETE_ECHOES_EXTERNAL_PORT)
+    box.natpmp(TCP, 80, 8080)
+    assert box.natpmp(TCP, 81, 9090, 0) == (NP.SUCCESS, 81, 0, 0)
+    assert box.natpmp(TCP, 80, 9090, 0) == (NP.SUCCESS, 80, 8080, 0)  # its own, not the one in the request
+    assert box.natpmp(TCP, 0, 9090, 0) == (NP.SUCCESS, 0, 0, 0)
+
+
 # --- epochs and announcements
 
 
@@ -330,6 +366,38 @@ def _address_change_keeps_epoch() -> None:
     assert box.announced()[0] == "0080000000000032cb007109"
 
 
+@pytest.mark.parametrize(
+    ("quirk", "openings"),
+    [
+        (Quirk.SILENT_TO_PCP, {"0080"}),
+        (Quirk.VERSION_ERROR_PRINTED, {"0080"}),
+        (Quirk.VERSION_ERROR_ECHOES_OPCODE, {"0080"}),
+        (Quirk.VERSION_ERROR_IN_4_OCTETS, {"0080"}),
+        (Quirk.VERSION_ERROR_IN_FULL, {"0080"}),
+        (Quirk.SILENT_TO_NAT_PMP, {"0280"}),
+        (Quirk.VERSION_ERROR_LITERAL_COPY, {"0280"}),
+        (Quirk.PCP_ONLY_TRUNCATED, {"0280"}),
+        (Quirk.SWITCHED_OFF, {"0080", "0280"}),
+    ],
+    ids=lambda each: each.name.lower() if isinstance(each, Quirk) else "",
+)
+def test_who_does_not_speak_a_version_does_not_announce_itself_in_it(quirk: Quirk, openings: set[str]) -> None:
+    box = Box(quirk)
+    box.gateway.reboot(50.0)
+    assert {data[:4] for data in box.announced()} == openings
+
+
+def test_who_does_not_speak_pcp_starts_no_epoch_anew_for_another_address() -> None:
+    box = Box(Quirk.SILENT_TO_PCP)
+    box.readdress(50.0)
+    assert box.announced() == ["0080000000000032cb007109"]
+
+
+def test_what_is_no_quirk_is_the_callers_mistake() -> None:
+    with pytest.raises(LocalProtocolError, match=r"quirks must be members of Quirk, not \['silent-to-pcp'\]"):
+        Gateway(EXTERNAL, address=SERVER, quirks=typing.cast("list[Quirk]", ["silent-to-pcp"]))
+
+
 # --- another table
 
 
@@ -357,6 +425,16 @@ def _internal_port_0() -> None:
     assert box.natpmp(UDP, 80, 8080) == (NP.SUCCESS, 80, 8080, 7200)
     full = Box(Quirk.INTERNAL_PORT_0, config=GatewayConfig(first_port=5351, last_port=5351))
     assert full.natpmp(UDP, 0, 1, 60) == (NP.NOT_AUTHORIZED, 0, 0, 0)
+
+
+def test_any_port_is_one_that_is_not_mapped_otherwise() -> None:
+    box = Box(Quirk.INTERNAL_PORT_0)
+    box.natpmp(UDP, 1, 8080)
+    external = box.natpmp(UDP, 0, 1, 60)[2]
+    assert [(each.internal.port, each.external.port) for each in box.gateway.mappings] == [
+        (1, 8080),
+        (external, external),
+    ]
 
 
 @story(Quirk.INTERNAL_PORT_0_ASSIGNED)
@@ -477,3 +555,49 @@ def _udp_renewal_drops_tcp() -> None:
     assert box.ports() == []
     assert box.natpmp(UDP, 81, 8081)[0] == NP.SUCCESS
     assert box.natpmp(UDP, 81, 8081)[0] == NP.SUCCESS
+
+
+def test_two_ways_to_lose_a_mapping_do_not_meet() -> None:
+    box = Box(Quirk.DELETE_ALL_TAKES_BOTH, Quirk.UDP_RENEWAL_DROPS_TCP)
+    box.natpmp(UDP, 80, 8080)
+    box.natpmp(TCP, 80, 8080)
+    assert box.natpmp(UDP, 0, 0, 0) == (NP.SUCCESS, 0, 0, 0)
+    assert box.ports() == []
+
+
+def test_what_is_configured_is_not_dropped_with_its_twin() -> None:
+    box = Box(Quirk.UDP_RENEWAL_DROPS_TCP)
+    box.gateway.add_static(TCP, endpoint(LOCAL, 80), 8080, 0.0)
+    for lifetime in (7200, 7200, 0):
+        assert box.natpmp(UDP, 80, 8080, lifetime)[0] == NP.SUCCESS
+    assert box.ports() == [(TCP, 8080)]
+
+
+def test_peer_has_no_preference_to_ignore() -> None:
+    box = Box(Quirk.PREFER_FAILURE_IGNORED)
+    box.pcp(TCP, 80, 8080, source=OTHER)
+    reply = pcp_peer(box.gateway, TCP, 80, endpoint("198.51.100.7", 443), 8080)
+    assert reply.result_code == Code.CANNOT_PROVIDE_EXTERNAL
+
+
+def test_any_port_is_the_same_inside_and_outside_whatever_the_dice_say() -> None:
+    box = Box(Quirk.INTERNAL_PORT_0_ASSIGNED)
+    box.gateway = Gateway(EXTERNAL, address=SERVER, quirks=[Quirk.INTERNAL_PORT_0_ASSIGNED], rng=random.Random(5))
+    box.natpmp(TCP, 80, 8080)  # which is not the same
+    code, internal, external, lifetime = box.natpmp(UDP, 0, 1, 60)
+    assert (code, internal, lifetime) == (NP.SUCCESS, external, 60)
+    for protocol, now in ((TCP, 1.0), (UDP, 45.0), (TCP, 46.0)):
+        assert box.natpmp(protocol, 0, 1, 60, now) == (NP.SUCCESS, external, external, 60)
+    assert box.ports() == [(TCP, 8080), (UDP, external), (TCP, external)]
+
+
+def test_a_set_that_finds_no_other_ports_stays_where_it_is() -> None:
+    """The search for a set is bounded, and all that it sees here are 255 in a row."""
+    box = Box(Quirk.ROTATES_PORTS, config=GatewayConfig(first_port=10000, last_port=29999))
+    asked = (pcp.PortSet(256, 5),)
+    assert box.pcp(TCP, 5, 19500, options=asked) == (Code.SUCCESS, 19500, 7200)
+    for port in (19499, 19756, *range(10000, 30000, 255)):
+        box.pcp(TCP, port, port, source=OTHER)
+    assert box.pcp(TCP, 5, options=asked, now=1.0) == (Code.SUCCESS, 19500, 7200)
+    assert box.pcp(TCP, 5, lifetime=0, options=asked, now=2.0) == (Code.SUCCESS, 0, 0)
+    assert (TCP, 19500) not in box.ports()

@@ -29,6 +29,7 @@ def _to_versions(value: Iterable[int]) -> tuple[int, ...]:
 
 _SECONDS = _check(lambda v: isinstance(v, int | float) and math.isfinite(v) and v >= 0, "a number of seconds")
 _FALLBACK = _check(lambda v: isinstance(v, int | float) and 0 <= v <= 2.5, "from 0 to 2.5 seconds")
+_IDLE = _check(lambda v: isinstance(v, int | float) and 0 <= v < 2**32, "from 0 to 4294967295 seconds")
 _COUNT = _check(lambda v: isinstance(v, int) and v >= 1, "a positive integer")
 _VERSIONS = _check(lambda v: v in [(2,), (0,), (2, 0), (0, 2)], "2 (PCP), 0 (NAT-PMP) or both")
 _LIFETIME = _check(lambda v: isinstance(v, int) and 1 <= v < 2**32, "a lifetime from 1 to 4294967295")
@@ -92,6 +93,7 @@ class GatewayConfig(Value):
     first_port, last_port: the external ports that are given out.
     max_mappings, max_mappings_per_host: more ports than these are refused (section 17.2). While more than half of
         max_mappings is used, a new mapping gets no more than min_lifetime until it is renewed: a flood passes soon.
+        As many again may be made by traffic.
     max_filters: FILTERs of one mapping.
     max_description: octets that are kept of a DESCRIPTION (RFC 7220 section 4).
     max_port_set: ports of one PORT_SET, as many as possible at once (RFC 7753 section 6.1); 1 leaves it unsupported.
@@ -117,8 +119,8 @@ class GatewayConfig(Value):
     max_filters: int = attrs.field(default=16, validator=_COUNT)
     max_description: int = attrs.field(default=128, validator=_COUNT)
     max_port_set: int = attrs.field(default=256, validator=_COUNT)
-    tcp_idle: float = attrs.field(default=7440.0, validator=_SECONDS)
-    udp_idle: float = attrs.field(default=120.0, validator=_SECONDS)
+    tcp_idle: float = attrs.field(default=7440.0, validator=_IDLE)
+    udp_idle: float = attrs.field(default=120.0, validator=_IDLE)
 
     def __attrs_post_init__(self) -> None:
         if self.first_port > self.last_port:

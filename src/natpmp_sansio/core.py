@@ -150,6 +150,12 @@ class Machine(typing.Generic[K]):
         self._queue.append((SendDatagram(data=data, addr=addr), sender))
         return True
 
+    def _withdraw(self, sender: object) -> None:
+        """Take back a datagram that still waits, because it is not true any more."""
+        if sender in self._waiting:
+            self._waiting.discard(sender)
+            self._queue = deque(each for each in self._queue if each[1] is not sender)
+
 
 class Multiplexer:
     """Several cores on one socket, itself a core. Each sees every datagram; any may claim it. It keeps no state.

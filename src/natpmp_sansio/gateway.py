@@ -3,7 +3,6 @@ has to program comes out as events."""
 
 from __future__ import annotations
 
-import enum
 import math
 import random
 import typing
@@ -24,7 +23,7 @@ from .events import (
     MappingKind,
     MappingRefreshed,
 )
-from .quirks import Quirk, distort, preempt
+from .quirks import Quirk, distort, preempt, spoken
 from .retransmission import announcement_times
 from .table import SCTP, Entry, Internal, MappingTable, Wanted, is_concrete
 from .wire import is_response, natpmp, pcp
@@ -83,7 +82,7 @@ class Gateway(Machine["_TimerKey"]):
     `next_timeout()` afterwards. Not thread-safe.
 
     Raises:
-        LocalProtocolError: an address is none.
+        LocalProtocolError: an address is none, or a quirk.
     """
 
     def __init__(
@@ -105,6 +104,9 @@ class Gateway(Machine["_TimerKey"]):
         self._policy = policy
         self._authenticator = authenticator
         self._quirks = frozenset(quirks)
+        if not all(isinstance(quirk, Quirk) for quirk in self._quirks):
+            raise LocalProtocolError(f"quirks must be members of Quirk, not {quirks!r}")
+        self._spoken = spoken(self._quirks, self._config.versions)
         self._table = MappingTable(self._config, rng or random.SystemRandom())
         self._table.addresses = self._addresses = _to_addresses(external_address)
         self._prefixes: tuple[pcp.Prefix64, ...] = ()
@@ -112,9 +114,7 @@ class Gateway(Machine["_TimerKey"]):
         self._leases: dict[IPAddress, float] = {}
         self._updates: dict[_Target, _Update] = {}
         self._epoch_start: float | None = None
-        self._announced_at = 0.0
-        self._announcements = 0
-        self._announces_in_natpmp = True
+        self._announcements: dict[int, _Announcement] = {}
 
     @property
     def address(self) -> Address:
@@ -139,17 +139,6 @@ class Gateway(Machine["_TimerKey"]):
         """The mapping table, in the order of creation."""
         entries = self._table.entries.values()
         return tuple(GatewayMapping(id=e.id, **_about(e), expires_at=e.ends_at) for e in entries)
-
-    def _catch_up(self, now: float) -> float:
-        """What has ended by now is gone before anything else happens."""
-        self.handle_timeout(now)
-        return self._now
-
-    def _advance(self, now: float) -> float:
-        now = super()._advance(now)
-        if self._epoch_start is None:
-            self._epoch_start = now
-        return now
 
     def __repr__(self) -> str:
         return f"<Gateway {self._address[0]} external={self.external_address} mappings={len(self._table.entries)}>"
@@ -180,10 +169,12 @@ class Gateway(Machine["_TimerKey"]):
         """
         addresses = _to_addresses(address)
         now = self._catch_up(now)
+        if addresses == self._addresses:
+            return
         self._addresses = addresses
         if Quirk.ANNOUNCES_THE_OLD_EPOCH in self._quirks:
             self._start_announcing(now)
-        if pcp.VERSION in self._config.versions and Quirk.ADDRESS_CHANGE_KEEPS_EPOCH not in self._quirks:
+        if pcp.VERSION in self._spoken and Quirk.ADDRESS_CHANGE_KEEPS_EPOCH not in self._quirks:
             self._epoch_start = now
         if addresses:
             self._table.addresses = addresses
@@ -209,7 +200,7 @@ class Gateway(Machine["_TimerKey"]):
         if prefixes != self._prefixes:
             self._prefixes = prefixes
             self._implemented = self._options_processed()
-            self._start_announcing(now, in_natpmp=False)
+            self._start_announcing(now, pcp.VERSION)
 
     def add_static(
         self,
@@ -225,15 +216,15 @@ class Gateway(Machine["_TimerKey"]):
         Raises:
             LocalProtocolError: the internal or external endpoint has a mapping already, or cannot have one.
         """
-        host = _checked_host(protocol, internal)
+        host = _checked_host(protocol, internal, 0)
+        now = self._catch_up(now)
         address = None if external_address is None else to_address(external_address)
         target = Internal(b"", host, protocol, internal.port, self._table.family(host, address))
         if address is None:
             address = self._usable_address(target) if target.is_translated else target.address
         external = Endpoint(address, external_port)
-        if self._table.inbound(target) or not self._table.admits(target, external, now):
+        if self._table.inbound(target) or not self._table.admits(target, external):
             raise LocalProtocolError(f"{internal} cannot be mapped to {external}: one of them is taken, or no endpoint")
-        now = self._catch_up(now)
         entry = self._table.add(MappingKind.STATIC, target, external, expires_at=math.inf)
         self._tell(MappingCreated, entry)
         return entry.id
@@ -260,44 +251,58 @@ class Gateway(Machine["_TimerKey"]):
         Raises:
             LocalProtocolError: an endpoint has no address or no port, or the protocol is no number of one.
         """
-        host, peer = _checked_host(protocol, internal), _checked_host(protocol, remote)
+        host, peer = _checked_host(protocol, internal, 1), _checked_host(protocol, remote, 1)
         now = self._catch_up(now)
-        is_nat64 = any(peer in prefix.prefix for prefix in self._prefixes)
-        target = Internal(b"", host, protocol, internal.port, 4 if is_nat64 else host.version)
+        family = 4 if self._is_behind_nat64(peer) else host.version
+        target = Internal(b"", host, protocol, internal.port, family)
         entry = self._table.outbound(target, remote)
         if entry is None:
             wanted = Wanted(internal=target, suggested=Endpoint(None, 0))
-            is_possible = self._table.room > 0 and (not target.is_translated or self._usable_address(target))
+            is_connected = not target.is_translated or self._usable_address(target)
+            is_possible = is_connected and self._table.has_room_for_traffic
             found = self._table.find(wanted, now) if is_possible else None
             if found is None:
                 return None
             entry = self._table.add(MappingKind.IMPLICIT, target, found[0], remote=remote)
         entry.idle_at = now + self._table.idle_time(protocol)
         if entry.kind is MappingKind.IMPLICIT:
-            self._timers.set((_Timer.EXPIRE, entry), entry.idle_at)
+            self._timers.set(entry, entry.idle_at)
         return entry.external
 
     def address_leased(self, host: str | IPAddress, expires_at: float, now: float) -> None:
-        """The DHCP server has leased an address: no mapping lasts longer, and all end with it (RFC 6887 section 15)."""
+        """The DHCP server has leased an address until `expires_at`: no mapping of it lasts longer (RFC 6887
+        section 15).
+
+        Emits: MappingRefreshed for each mapping that would have, and at the end MappingDeleted for each that is left.
+
+        Raises:
+            LocalProtocolError: `expires_at` is no finite number.
+        """
         host = to_address(host)
-        now = self._catch_up(now)
+        if not isinstance(expires_at, int | float) or not math.isfinite(expires_at):
+            raise LocalProtocolError(f"expires_at must be a finite number of seconds, not {expires_at!r}")
+        self._catch_up(now)
         self._leases[host] = expires_at
-        self._timers.set((_Timer.LEASE, host), expires_at)
+        self._timers.set(host, expires_at)
+        for entry in self._table.of_host(host):
+            if entry.expires_at > expires_at:
+                entry.expires_at = expires_at
+                self._timers.set(entry, expires_at)
+                self._tell(MappingRefreshed, entry)
 
     def address_released(self, host: str | IPAddress, now: float) -> None:
         """An address belongs to nobody any more. Emits: MappingDeleted for each of its mappings."""
         host = to_address(host)
-        now = self._catch_up(now)
-        self._leases.pop(host, None)
-        self._timers.cancel((_Timer.LEASE, host))
-        for entry in self._table.of_host(host):
-            self._remove(entry, now)
+        self._end_lease(host, self._catch_up(now))
 
     # --- bytes and time in
 
     def receive_datagram(self, data: bytes, addr: Address, now: float) -> bool:
         """Take in a datagram from the LAN. True: it was a request, answered unless it is hopeless. False: it was a
-        response, from elsewhere, or nothing at all, and nothing has changed (RFC 6886 section 3.5, RFC 6887 8.2)."""
+        response, from elsewhere, or nothing at all, and nothing has changed (RFC 6886 section 3.5, RFC 6887 8.2).
+
+        Emits: MappingCreated, MappingRefreshed, MappingDeleted, and what `handle_timeout` does.
+        """
         peer = peer_key(addr)
         if peer is None or len(data) < 2 or data[1] & 0x80 or is_response(data) or not self._config.enabled:
             return False
@@ -305,6 +310,8 @@ class Gateway(Machine["_TimerKey"]):
         networks = self._config.networks
         if source in self._addresses or (networks and not any(source in network for network in networks)):
             return False  # from outside (RFC 6886 section 3.3, RFC 6887 section 8.2)
+        if _is_nobody(source):
+            return False
         now = self._advance(now)
         if self._overflows():
             return True
@@ -320,18 +327,23 @@ class Gateway(Machine["_TimerKey"]):
         return True
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due: end mappings, repeat announcements and Mapping Updates."""
+        """Do what is due: end mappings, repeat announcements and Mapping Updates.
+
+        Emits: MappingExpired, and MappingDeleted where a host's address lease is over.
+        """
         now = self._advance(now)
-        while (key := self._timers.pop_due(now)) is not None:
-            match key:
-                case (_Timer.EXPIRE, Entry() as entry):
-                    self._expire(entry, now)
-                case (_Timer.UPDATE, _Update() as update):
-                    self._send_update(update, now)
-                case (_Timer.LEASE, (IPv4Address() | IPv6Address()) as host):
-                    self.address_released(host, now)
+        while (due := self._timers.pop_due(now)) is not None:
+            match due:
+                case Entry():
+                    self._expire(due, now)
+                case _Update():
+                    self._send_update(due, now)
+                case _Announcement():
+                    self._announce(due, now)
+                case IPv4Address() | IPv6Address():
+                    self._end_lease(due, now)
                 case _:
-                    self._announce(now)
+                    typing.assert_never(due)
 
     def _answer(self, data: bytes, source: IPAddress, addr: Address, now: float) -> list[bytes]:
         versions = self._config.versions
@@ -374,17 +386,16 @@ class Gateway(Machine["_TimerKey"]):
         internal = Internal(b"", source, request.protocol, request.internal_port, 4)
         port = lifetime = 0
         if code is None and request.lifetime == 0:
+            entry = self._table.inbound(internal)
+            if entry is not None and Quirk.DELETE_ECHOES_EXTERNAL_PORT in self._quirks:
+                port = entry.external.port
             code = self._delete_natpmp(internal, now)
-            if Quirk.DELETE_ECHOES_EXTERNAL_PORT in self._quirks:
-                port = request.suggested_external_port
         elif code is None:
-            internal = self._any_port(internal, now)
-            granted = self._grant_natpmp(request, internal, now)
-            if isinstance(granted, Entry):
-                code, port = natpmp.ResultCode.SUCCESS, granted.external.port
-                lifetime = request.lifetime if granted.kind is MappingKind.STATIC else granted.granted
-            else:
-                code = granted
+            suggested = request.suggested_external_port
+            if internal.port == 0 and self._quirks & {Quirk.INTERNAL_PORT_0, Quirk.INTERNAL_PORT_0_ASSIGNED}:
+                suggested = self._any_port(internal, now)
+                internal = internal._replace(port=suggested)
+            code, port, lifetime = self._grant_natpmp(internal, suggested, request.lifetime, now)
         shown = internal.port if Quirk.INTERNAL_PORT_0_ASSIGNED in self._quirks else request.internal_port
         return natpmp.MapResponse(request.protocol, code, self._epoch(now), shown, port, lifetime)
 
@@ -401,33 +412,38 @@ class Gateway(Machine["_TimerKey"]):
             ]
         code = natpmp.ResultCode.SUCCESS
         for each in doomed:
-            if each.nonce is not None or each.kind is MappingKind.STATIC:
+            if not each.is_natpmp:
                 code = natpmp.ResultCode.NOT_AUTHORIZED
-            else:
+            elif each.id in self._table.entries:  # a quirk may have been quicker
                 self._remove(each, now)
                 self._drop_tcp_twin(each, now)
         return code
 
-    def _grant_natpmp(self, request: natpmp.MapRequest, internal: Internal, now: float) -> Entry | natpmp.ResultCode:
-        entry = self._table.inbound(internal)
-        if internal.port == 0 or (entry and entry.nonce is not None) or internal.address.version == 6:
-            return natpmp.ResultCode.NOT_AUTHORIZED
+    def _grant_natpmp(
+        self, internal: Internal, suggested_port: int, lifetime: int, now: float
+    ) -> tuple[natpmp.ResultCode, int, int]:
+        """Result code, external port and lifetime. What another way has made is told and not touched (section 3.3)."""
+        code = natpmp.ResultCode
+        if internal.port == 0 or internal.address.version == 6 or internal.protocol not in self._config.protocols:
+            return code.NOT_AUTHORIZED, 0, 0
         if not isinstance(self.external_address, IPv4Address):
-            return natpmp.ResultCode.NETWORK_FAILURE
+            return code.NETWORK_FAILURE, 0, 0
+        entry = self._table.inbound(internal)
         if entry is not None and entry.external.address != self.external_address:
-            return natpmp.ResultCode.OUT_OF_RESOURCES  # section 4.3.2: there is but one address
-        if entry is not None and entry.kind is MappingKind.STATIC:
-            return entry
+            return code.OUT_OF_RESOURCES, 0, 0  # section 4.3.2: there is but one address
+        if entry is not None and not entry.is_natpmp:
+            rest = min(lifetime, max(1, _seconds(math.floor, entry.ends_at - now)))
+            return code.SUCCESS, entry.external_at(internal.port).port, rest
         if entry is None:
-            suggested = Endpoint(None, request.suggested_external_port)
-            wanted = self._wanted(internal, suggested, only=self.external_address)
+            wanted = self._wanted(internal, Endpoint(None, suggested_port), only=self.external_address)
             room = min(self._table.room, self._table.room_for(internal.host))
             found = self._table.find(wanted, now) if room > 0 else None
             if found is None or self._is_busy(wanted, found[0]):
-                return natpmp.ResultCode.OUT_OF_RESOURCES
+                return code.OUT_OF_RESOURCES, 0, 0
             entry = self._table.add(MappingKind.MAP, internal, found[0])
-        self._extend(entry, self._lifetime(entry, request.lifetime, now), now)
-        return entry
+        self._stop_update(entry)
+        self._extend(entry, self._lifetime(entry, lifetime, now), now)
+        return code.SUCCESS, entry.external.port, entry.granted
 
     # --- PCP
 
@@ -454,7 +470,7 @@ class Gateway(Machine["_TimerKey"]):
             lifetime = refused.lifetime
             if lifetime is None:
                 lifetime = refused.code.lifetime or 30  # section 7.4 leaves it open for code 11
-            return [pcp.error_reply(data, refused.code, lifetime, self._epoch(now))]
+            return [pcp.error_reply(data, refused.code, min(lifetime, MAX_LIFETIME), self._epoch(now))]
 
     def _read_pcp(self, data: bytes, source: IPAddress) -> pcp.AuthenticationRequest | pcp.AnnounceRequest | _Mapping:
         """The checks of RFC 6887 section 8.2, in its order."""
@@ -501,6 +517,8 @@ class Gateway(Machine["_TimerKey"]):
         """What the rules of the options alone do not tell."""
         known = self._config.third_party_ids
         for option in request.options:
+            if isinstance(option, pcp.ThirdParty) and _is_nobody(option.address):
+                raise _RefusedError(pcp.ResultCode.MALFORMED_REQUEST)
             if isinstance(option, pcp.ThirdPartyId) and option.identifier not in known:  # RFC 7843 section 5.2
                 is_length = any(len(option.identifier) == len(each) for each in known)
                 code = pcp.ResultCode
@@ -536,26 +554,24 @@ class Gateway(Machine["_TimerKey"]):
         if request.lifetime and not self._can_map(internal):
             raise _RefusedError(code.UNSUPP_PROTOCOL)
         port_set = _first(request, pcp.PortSet)
-        size = min(port_set.size, 65536 - internal.port) if port_set and self._config.max_port_set > 1 else 1
-        touched = self._table.touching(internal, size)
-        for entry in touched:
-            is_ours = entry.nonce in (None, request.nonce)
-            if not is_ours and not (request.lifetime and Quirk.NONCE_UNCHECKED in self._quirks):
-                raise _RefusedError(code.NOT_AUTHORIZED, math.ceil(entry.expires_at - now))
+        most = min(self._config.max_port_set, 65536 - internal.port) if internal.port else 1
+        wanted = self._wanted(
+            internal,
+            Endpoint(request.suggested_external_address, request.suggested_external_port),
+            size=min(port_set.size, most) if port_set else 1,
+            nonce=request.nonce,
+            parity=port_set is not None and port_set.parity,
+            exact=_first(request, pcp.PreferFailure) is not None and Quirk.PREFER_FAILURE_IGNORED not in self._quirks,
+        )
+        touched = self._touched(request, wanted, now)
         if request.lifetime == 0:
             return self._delete(request, internal, touched, now)
         self._check_network(internal)
         if touched and not internal.is_translated and Quirk.PINHOLE_NOT_RENEWABLE in self._quirks:
             raise _RefusedError(code.NO_RESOURCES)
-        wanted = self._wanted(
-            internal,
-            Endpoint(request.suggested_external_address, request.suggested_external_port),
-            size=size,
-            nonce=request.nonce,
-            parity=port_set is not None and port_set.parity,
-            exact=_first(request, pcp.PreferFailure) is not None,
-        )
-        if not all(wanted.is_met_by(entry.external) for entry in touched):
+        if any(entry.kind is MappingKind.STATIC for entry in touched) and _first(request, pcp.Filter):
+            raise _RefusedError(code.UNSUPP_OPTION)  # it is not for a request to change
+        if not all(wanted.is_met_by(_view(entry, request).external) for entry in touched):
             raise _RefusedError(code.CANNOT_PROVIDE_EXTERNAL, self._wait_for(wanted, now))
         filters = [self._filters(request, before) for before in [each.filters for each in touched] or [()]]
         if not touched:
@@ -570,6 +586,16 @@ class Gateway(Machine["_TimerKey"]):
             lifetime = self._lifetime(entry, max(request.lifetime, self._config.min_lifetime), now)
             self._extend(entry, lifetime, now, at_least=self._table.idle_at(entry))
         return [self._success(entry, request, addr, now) for entry in touched]
+
+    def _touched(self, request: pcp.MapRequest, wanted: Wanted, now: float) -> list[Entry]:
+        """The mappings that a request is about (RFC 7753 section 4.4.1), and that the nonce is theirs (11.3). If one is
+        another's all are refused, because an error changes nothing (7.3)."""
+        touched = self._table.touching(wanted.internal, wanted.size)
+        for entry in touched:
+            is_ours = entry.nonce in (None, request.nonce)
+            if not is_ours and not (request.lifetime and Quirk.NONCE_UNCHECKED in self._quirks):
+                raise _RefusedError(pcp.ResultCode.NOT_AUTHORIZED, _seconds(math.ceil, entry.expires_at - now))
+        return touched
 
     def _delete(self, request: pcp.MapRequest, internal: Internal, touched: list[Entry], now: float) -> list[bytes]:
         """Section 15.1. What outbound traffic keeps alive lasts as long as it would without the request."""
@@ -593,8 +619,7 @@ class Gateway(Machine["_TimerKey"]):
                 entry.granted = 0
                 self._remove(entry, now)
                 self._drop_tcp_twin(entry, now)
-            self._stop_update(entry)
-            shown = attrs.evolve(entry, external=external)  # what was asked is what is told
+            shown = attrs.evolve(_view(entry, request), external=external)  # what was asked is what is told
             options = self._processed(request, entry)
             answers.append(self._response(shown, request.nonce, code.SUCCESS, entry.granted, options, now))
         return answers
@@ -603,7 +628,7 @@ class Gateway(Machine["_TimerKey"]):
         """RFC 6887 section 12.3, in its order."""
         code = pcp.ResultCode
         remote = Endpoint(request.remote_address, request.remote_port)
-        if _is_no_peer(request.remote_address):
+        if _is_nobody(request.remote_address) or request.remote_address.is_loopback:
             raise _RefusedError(code.MALFORMED_REQUEST)
         internal = self._internal(request)
         if not self._can_map(internal):
@@ -618,7 +643,7 @@ class Gateway(Machine["_TimerKey"]):
             self._check_quota(internal)
             self._table.change_kind(entry, MappingKind.PEER)
         elif entry.nonce != request.nonce:
-            raise _RefusedError(code.NOT_AUTHORIZED, math.ceil(entry.ends_at - now))
+            raise _RefusedError(code.NOT_AUTHORIZED, _seconds(math.ceil, entry.ends_at - now))
         entry.nonce = request.nonce
         self._describe(entry, request)
         lifetime = self._lifetime(entry, max(request.lifetime, self._config.min_lifetime), now)
@@ -630,7 +655,18 @@ class Gateway(Machine["_TimerKey"]):
         third, realm = _first(request, pcp.ThirdParty), _first(request, pcp.ThirdPartyId)
         address = third.address if third else request.client_address
         family = self._table.family(address, request.suggested_external_address)
-        return Internal(realm.identifier if realm else b"", address, request.protocol, request.internal_port, family)
+        if isinstance(request, pcp.PeerRequest) and self._is_behind_nat64(request.remote_address):
+            family = 4
+        internal = Internal(
+            realm.identifier if realm else b"", address, request.protocol, request.internal_port, family
+        )
+        is_delete = isinstance(request, pcp.MapRequest) and request.lifetime == 0
+        if is_delete and self._table.inbound(internal) is None:
+            return internal._replace(family=address.version)  # a delete that knows of no families (erratum 3621)
+        return internal
+
+    def _is_behind_nat64(self, remote: IPAddress) -> bool:
+        return any(remote in prefix.prefix for prefix in self._prefixes)
 
     def _can_map(self, internal: Internal) -> bool:
         """Whether this kind of traffic can be mapped at all (sections 2.2 and 11.3)."""
@@ -669,14 +705,14 @@ class Gateway(Machine["_TimerKey"]):
 
     def _create(self, kind: MappingKind, wanted: Wanted, now: float, remote: Endpoint | None = None) -> Entry:
         code, internal, table = pcp.ResultCode, wanted.internal, self._table
-        found = table.find(attrs.evolve(wanted, size=min(wanted.size, self._config.max_port_set)), now)
+        found = table.find(wanted, now)
         is_choosy = internal.protocol == SCTP or (wanted.exact and not wanted.is_met_by(_NOWHERE))
         if found is None and is_choosy:
             raise _RefusedError(code.CANNOT_PROVIDE_EXTERNAL, None if remote else self._wait_for(wanted, now))
         self._check_quota(internal)
         if found is None and internal.port == 0:
             raise _RefusedError(code.UNSUPP_PROTOCOL)
-        if found is None or table.room <= 0 or self._is_busy(wanted, found[0]):
+        if found is None or self._is_busy(wanted, found[0]):
             raise _RefusedError(code.NO_RESOURCES)
         size = min(found[1], table.room, table.room_for(internal.host))
         return table.add(kind, internal, found[0], size=size, remote=remote)
@@ -684,6 +720,8 @@ class Gateway(Machine["_TimerKey"]):
     def _check_quota(self, internal: Internal) -> None:
         if self._table.room_for(internal.host) <= 0:
             raise _RefusedError(pcp.ResultCode.USER_EX_QUOTA)
+        if self._table.room <= 0:
+            raise _RefusedError(pcp.ResultCode.NO_RESOURCES)
 
     def _wait_for(self, wanted: Wanted, now: float) -> int | None:
         """How long until the suggested endpoint can be had: the rest of the mapping that is in the way, and what TCP
@@ -694,7 +732,7 @@ class Gateway(Machine["_TimerKey"]):
         in_the_way = self._table.holders(internal.protocol, Endpoint(address, suggested.port))
         in_the_way += self._table.outbounds(internal) + ([own] if own else [])
         end = max((entry.ends_at for entry in in_the_way), default=math.inf)
-        return None if end == math.inf else math.ceil(end - now) + _TIME_WAIT
+        return None if end == math.inf else _seconds(math.ceil, end - now) + _TIME_WAIT
 
     def _success(self, entry: Entry, request: _Mapping, addr: Address, now: float) -> bytes:
         entry.reply_to = addr
@@ -702,12 +740,8 @@ class Gateway(Machine["_TimerKey"]):
         self._stop_update(entry)
         lifetime = MAX_LIFETIME if entry.kind is MappingKind.STATIC else entry.granted
         options = self._processed(request, entry)
-        step = request.internal_port - entry.internal.port
-        if 0 < step < entry.size:  # inside a set (RFC 7753 section 6.3): the answer has the port of the request
-            port = entry.external.port if _first(request, pcp.PortSet) else entry.external.port + step
-            internal = entry.internal._replace(port=request.internal_port)
-            entry = attrs.evolve(entry, internal=internal, external=Endpoint(entry.external.address, port))
-        return self._response(entry, request.nonce, pcp.ResultCode.SUCCESS, lifetime, options, now)
+        view = _view(entry, request)
+        return self._response(view, request.nonce, pcp.ResultCode.SUCCESS, lifetime, options, now)
 
     def _response(
         self,
@@ -729,6 +763,17 @@ class Gateway(Machine["_TimerKey"]):
 
     # --- what both protocols do to the table
 
+    def _catch_up(self, now: float) -> float:
+        """What has ended by now is gone before anything else happens."""
+        self.handle_timeout(now)
+        return self._now
+
+    def _advance(self, now: float) -> float:
+        now = super()._advance(now)
+        if self._epoch_start is None:
+            self._epoch_start = now
+        return now
+
     def _refusal_of(self, message: PolicyRequest, addr: Address) -> pcp.ResultCode | None:
         config = self._config
         is_map = isinstance(message, natpmp.MapRequest | pcp.MapRequest)
@@ -746,8 +791,6 @@ class Gateway(Machine["_TimerKey"]):
     def _wanted(self, internal: Internal, suggested: Endpoint, **details: typing.Any) -> Wanted:
         if Quirk.IGNORES_SUGGESTIONS in self._quirks:
             suggested = _NOWHERE
-        if Quirk.PREFER_FAILURE_IGNORED in self._quirks:
-            details["exact"] = False
         counts_up = Quirk.COUNTS_PORTS_UP in self._quirks
         return Wanted(internal=internal, suggested=suggested, counts_up=counts_up, **details)
 
@@ -762,14 +805,15 @@ class Gateway(Machine["_TimerKey"]):
             lifetime = min(lifetime, self._config.min_lifetime)
         if Quirk.LIFETIME_60 in self._quirks:
             lifetime = min(lifetime, 60)
-        lease = self._leases.get(entry.internal.address)
-        return lifetime if lease is None else min(lifetime, max(1, math.floor(lease - now)))
+        lease = self._leases.get(entry.internal.address, math.inf)
+        return min(lifetime, max(1, _seconds(math.floor, lease - now)))
 
     def _extend(self, entry: Entry, lifetime: int, now: float, *, at_least: float = -math.inf) -> None:
         """Grant a lifetime, for the first time or again; the mapping does not end before `at_least`."""
         is_new, expires_at = entry.is_new, now + lifetime
+        at_least = min(at_least, self._leases.get(entry.internal.address, math.inf))
         if expires_at < at_least:
-            expires_at, lifetime = at_least, math.floor(at_least - now)  # no promise beyond the end
+            expires_at, lifetime = at_least, _seconds(math.floor, at_least - now)  # no promise beyond the end
         entry.granted = lifetime
         if not is_new and Quirk.RENEWAL_DELETES in self._quirks:
             self._remove(entry, now)
@@ -779,7 +823,7 @@ class Gateway(Machine["_TimerKey"]):
         if not is_new and Quirk.ROTATES_PORTS in self._quirks:
             self._table.rotate(entry, now)
         entry.expires_at = expires_at
-        self._timers.set((_Timer.EXPIRE, entry), expires_at)
+        self._timers.set(entry, expires_at)
         self._tell(MappingCreated if is_new else MappingRefreshed, entry)
         if not is_new:
             self._drop_tcp_twin(entry, now)
@@ -787,27 +831,27 @@ class Gateway(Machine["_TimerKey"]):
     def _drop_tcp_twin(self, entry: Entry, now: float) -> None:
         if Quirk.UDP_RENEWAL_DROPS_TCP in self._quirks and entry.internal.protocol == Protocol.UDP:
             twin = self._table.inbound(entry.internal._replace(protocol=Protocol.TCP))
-            if twin is not None:
+            if twin is not None and twin.kind is not MappingKind.STATIC:
                 self._remove(twin, now)
 
-    def _any_port(self, internal: Internal, now: float) -> Internal:
-        """ProtonVPN's internal port 0: any port, the same inside and outside, the same for TCP and UDP."""
-        if internal.port or not self._quirks & {Quirk.INTERNAL_PORT_0, Quirk.INTERNAL_PORT_0_ASSIGNED}:
-            return internal
-        same = [each for each in self._table.of_host(internal.address) if each.internal.port == each.external.port]
-        if same:
-            return internal._replace(port=same[0].internal.port)
-        found = self._table.find(Wanted(internal=internal._replace(port=1), suggested=_NOWHERE), now)
-        return internal._replace(port=found[0].port) if found else internal
+    def _any_port(self, internal: Internal, now: float) -> int:
+        """ProtonVPN's internal port 0: any port, the same inside and outside, the same for TCP and UDP. 0: none."""
+        for each in self._table.of_host(internal.address):
+            if each.internal.port == each.external.port != 0:
+                return each.internal.port
+        candidates = (internal._replace(port=port) for port in range(1, 65536))
+        unbound = next(each for each in candidates if self._table.external_of(each) is None)
+        found = self._table.find(Wanted(internal=unbound, suggested=_NOWHERE), now)
+        return found[0].port if found else 0
 
     def _expire(self, entry: Entry, now: float) -> None:
         """A lease is over. What PEER managed goes back to what the NAT does by itself (section 12.3)."""
-        self._stop_update(entry)
         if entry.kind is MappingKind.PEER and entry.idle_at > now:
+            self._stop_update(entry)
             self._tell(MappingExpired, entry)
             self._table.change_kind(entry, MappingKind.IMPLICIT)
             entry.expires_at, entry.nonce = -math.inf, None
-            self._timers.set((_Timer.EXPIRE, entry), entry.idle_at)
+            self._timers.set(entry, entry.idle_at)
         else:
             self._table.remove(entry, now)
             self._forget(entry, MappingExpired)
@@ -817,8 +861,15 @@ class Gateway(Machine["_TimerKey"]):
         self._forget(entry, MappingDeleted)
 
     def _forget(self, entry: Entry, event: type[MappingExpired | MappingDeleted]) -> None:
-        self._timers.cancel((_Timer.EXPIRE, entry))
+        self._timers.cancel(entry)
+        self._stop_update(entry)
         self._tell(event, entry)
+
+    def _end_lease(self, host: IPAddress, now: float) -> None:
+        self._leases.pop(host, None)
+        self._timers.cancel(host)
+        for entry in self._table.of_host(host):
+            self._remove(entry, now)
 
     def _tell(self, event: type[_TableEvent], entry: Entry) -> None:
         """What a NAT engine has to do; implicit mappings it makes itself."""
@@ -838,36 +889,52 @@ class Gateway(Machine["_TimerKey"]):
             start -= 1_700_000_000
         return int(now - start) & 0xFFFFFFFF
 
-    def _start_announcing(self, now: float, *, in_natpmp: bool = True) -> None:
-        """The first of ten announcements (RFC 6886 section 3.2.1, RFC 6887 section 14.1.3)."""
-        self._announced_at, self._announcements, self._announces_in_natpmp = now, 0, in_natpmp
-        if self._config.enabled and Quirk.NEVER_ANNOUNCES not in self._quirks:
-            self._announce(now)
+    def _start_announcing(self, now: float, *versions: int) -> None:
+        """The first of ten announcements in each version, by default in all (RFC 6886 section 3.2.1, 6887 14.1.3)."""
+        if not self._config.enabled or Quirk.NEVER_ANNOUNCES in self._quirks:
+            return
+        for version in versions or (natpmp.VERSION, pcp.VERSION):
+            is_known = not self._ipv6 or version != natpmp.VERSION
+            if version in self._spoken and is_known:
+                if version in self._announcements:
+                    self._timers.cancel(self._announcements[version])
+                    self._withdraw(self._announcements[version])
+                self._announcements[version] = _Announcement(version=version)
+                self._announce(self._announcements[version], now)
 
-    def _announce(self, now: float) -> None:
-        """One of the ten, with the epoch of its own time; the next one is due later by the schedule."""
+    def _announce(self, announcement: _Announcement, now: float) -> None:
+        """One of the ten, with the epoch of its own time."""
         group: Address = (MULTICAST_V4, CLIENT_PORT)
         if self._ipv6:
             group = (MULTICAST_V6, CLIENT_PORT, 0, self._scope)
-        if natpmp.VERSION in self._config.versions and not self._ipv6 and self._announces_in_natpmp:
-            self._send(self._natpmp_address(now), group, natpmp)
-        if pcp.VERSION in self._config.versions:
-            response = pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, self._epoch(now), self._prefixes)
-            self._send(response.encode(), group, pcp)
-        times = announcement_times()
-        self._announcements += 1
-        if self._announcements < len(times):
-            self._timers.set((_Timer.ANNOUNCE, None), self._announced_at + times[self._announcements])
+        if announcement.version == natpmp.VERSION:
+            data = self._natpmp_address(now)
+        else:
+            data = pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, self._epoch(now), self._prefixes).encode()
+        self._send(data, group, announcement)
+        self._repeat(announcement, announcement_times(), now)
+
+    def _repeat(self, notice: _Announcement | _Update, times: tuple[float, ...], now: float) -> bool:
+        """Send it again as much later as its schedule says, also if this time it was late. False: that was the last."""
+        notice.sent += 1
+        if notice.sent == len(times):
+            return False
+        self._timers.set(notice, now + times[notice.sent] - times[notice.sent - 1])
+        return True
 
     def _start_update(self, entry: Entry, code: pcp.ResultCode, now: float) -> None:
         """Tell the owner of a PCP mapping what became of it, where its last response went (section 14.2)."""
         self._stop_update(entry)
         if entry.reply_to is not None and entry.nonce is not None:
-            update = self._updates[entry.internal, entry.remote] = _Update(entry=entry, code=code, started_at=now)
+            update = self._updates[entry.internal, entry.remote] = _Update(entry=entry, code=code)
             self._send_update(update, now)
 
     def _send_update(self, update: _Update, now: float) -> None:
+        """Mandatory options are repeated, others are not."""
         entry, code = update.entry, update.code
+        if not code and entry.ends_at <= now:
+            self._stop_update(entry)
+            return
         assert entry.reply_to is not None
         assert entry.nonce is not None
         options: list[pcp.Option] = []
@@ -876,40 +943,38 @@ class Gateway(Machine["_TimerKey"]):
         if entry.internal.realm:
             options.append(pcp.ThirdPartyId(entry.internal.realm))
         options += entry.filters
-        lifetime = code.lifetime or 30 if code else math.floor(entry.ends_at - now)
+        lifetime = code.lifetime or 30 if code else _seconds(math.floor, entry.ends_at - now)
         response = self._response(entry, entry.nonce, code, lifetime, tuple(options), now)
         self._send(response, entry.reply_to, update)
-        update.sent += 1
-        if update.sent < len(_UPDATE_TIMES):
-            self._timers.set((_Timer.UPDATE, update), update.started_at + _UPDATE_TIMES[update.sent])
-        else:
+        if not self._repeat(update, _UPDATE_TIMES, now):
             del self._updates[entry.internal, entry.remote]
 
     def _stop_update(self, entry: Entry) -> None:
-        """Its owner has been heard of."""
+        """Its owner has been heard of, or it is over."""
         update = self._updates.pop((entry.internal, entry.remote), None)
         if update is not None:
-            self._timers.cancel((_Timer.UPDATE, update))
+            self._timers.cancel(update)
+            self._withdraw(update)
 
     def _stop_updates(self) -> None:
         for update in list(self._updates.values()):
             self._stop_update(update.entry)
 
 
-class _Timer(enum.Enum):
-    EXPIRE = "a mapping's lifetime is over"
-    ANNOUNCE = "an announcement is to be repeated"
-    UPDATE = "a Mapping Update is to be repeated"
-    LEASE = "a host's address lease is over"
+@attrs.define(kw_only=True, eq=False)
+class _Announcement:
+    """An announcement that is being repeated."""
+
+    version: int
+    sent: int = 0
 
 
 @attrs.define(kw_only=True, eq=False)
 class _Update:
-    """A Mapping Update that is being sent."""
+    """A Mapping Update that is being repeated."""
 
     entry: Entry
     code: pcp.ResultCode
-    started_at: float
     sent: int = 0
 
 
@@ -926,13 +991,15 @@ ExternalAddress = str | IPAddress | Iterable[str | IPAddress] | None
 _Mapping = pcp.MapRequest | pcp.PeerRequest
 _TableEvent = MappingCreated | MappingRefreshed | MappingExpired | MappingDeleted
 _Target = tuple[Internal, Endpoint | None]
-_TimerKey = tuple[_Timer, "Entry | _Update | IPAddress | None"]
+_TimerKey = Entry | _Update | _Announcement | IPAddress
+"""What is due at some time: the end of a mapping, a notice to repeat, the end of a host's address lease."""
 
 _O = typing.TypeVar("_O", bound=pcp.Option)
 
 
-def _checked_host(protocol: int, endpoint: Endpoint) -> IPAddress:
-    if protocol not in PROTOCOLS or endpoint.address is None or not 0 <= endpoint.port <= 65535:
+def _checked_host(protocol: int, endpoint: Endpoint, lowest_port: int) -> IPAddress:
+    is_port = lowest_port <= endpoint.port <= 65535 and (protocol or endpoint.port == 0)
+    if protocol not in PROTOCOLS or endpoint.address is None or not is_port:
         raise LocalProtocolError(f"a mapping needs a protocol from 0 to 255, an address and a port, not {endpoint!r}")
     return endpoint.address
 
@@ -950,9 +1017,24 @@ def _to_addresses(value: ExternalAddress) -> tuple[IPAddress, ...]:
     return tuple(to_address(each) for each in value)
 
 
-def _is_no_peer(address: IPAddress) -> bool:
-    """Whether nobody can be at that address (section 12.3)."""
-    return address.is_loopback or address.is_multicast or address.is_unspecified or address == _BROADCAST
+def _seconds(rounded: Callable[[float], int], difference: float) -> int:
+    """A time that is left, in whole seconds as a lifetime can tell."""
+    return rounded(min(max(difference, 0.0), float(MAX_LIFETIME)))
+
+
+def _view(entry: Entry, request: _Mapping) -> Entry:
+    """A mapping as it is seen from the internal port of a request, which its answer has to have: of a set that may be
+    one in the middle (RFC 7753 section 6.3)."""
+    port = request.internal_port
+    if not entry.internal.port < port < entry.internal.port + entry.size:
+        return entry
+    external = entry.external if _first(request, pcp.PortSet) else entry.external_at(port)
+    return attrs.evolve(entry, internal=entry.internal._replace(port=port), external=external)
+
+
+def _is_nobody(address: IPAddress) -> bool:
+    """Whether no host can have that address."""
+    return address.is_multicast or address.is_unspecified or address == _BROADCAST
 
 
 def _about(entry: Entry) -> dict[str, typing.Any]:

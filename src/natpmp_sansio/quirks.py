@@ -68,9 +68,15 @@ class Quirk(enum.Enum):
     UDP_RENEWAL_DROPS_TCP = "renewing or deleting UDP silently ends TCP of the same internal port; miniupnpd 2.3.1"
 
 
+def spoken(quirks: Collection[Quirk], versions: tuple[int, ...]) -> tuple[int, ...]:
+    """The versions that are really spoken, and so announced."""
+    mute = {version for version, those in _MUTE.items() if not those.isdisjoint(quirks)}
+    return tuple(version for version in versions if version not in mute)
+
+
 def preempt(quirks: Collection[Quirk], request: bytes, epoch: int) -> bytes | None:
     """What is answered before the request is even looked at; `b""` is silence, None nothing unusual."""
-    for quirk, answer in _PREEMPTIONS.items():
+    for quirk, answer in _PREEMPTIONS.items() if quirks else ():
         if quirk in quirks and (reply := answer(request, epoch.to_bytes(4))) is not None:
             return reply
     return None
@@ -78,7 +84,7 @@ def preempt(quirks: Collection[Quirk], request: bytes, epoch: int) -> bytes | No
 
 def distort(quirks: Collection[Quirk], request: bytes, reply: bytes) -> bytes:
     """What becomes of a proper answer."""
-    for quirk, change in _DISTORTIONS.items():
+    for quirk, change in _DISTORTIONS.items() if quirks else ():
         if quirk in quirks:
             reply = change(request, reply)
     return reply
@@ -96,8 +102,10 @@ def _version_error(form: Callable[[bytes, bytes], bytes]) -> Callable[[bytes, by
 def _short_pcp(request: bytes, epoch: bytes) -> bytes | None:
     if not _is_pcp(request) or (len(request) >= pcp.HEADER_SIZE and len(request) % 4 == 0):
         return None
-    size = max(len(request) + -len(request) % 4, pcp.HEADER_SIZE)
-    return (b"\0\x80\0\3" + bytes(4) + epoch + request[12:]).ljust(size, b"\0")
+    if len(request) < 3:
+        return b""
+    size = min(max(len(request) + -len(request) % 4, pcp.HEADER_SIZE), pcp.MAX_SIZE)
+    return (b"\0\x80\0\3" + bytes(4) + epoch + request[12:size]).ljust(size, b"\0")
 
 
 def _truncated_pcp(request: bytes, epoch: bytes) -> bytes | None:
@@ -121,6 +129,22 @@ def _announce_in_natpmp(request: bytes, epoch: bytes) -> bytes | None:
     return b"\0\x80\0\1" + epoch
 
 
+def _unknown_opcode_in_8_octets(request: bytes, epoch: bytes) -> bytes | None:
+    if _is_pcp(request) or request[1] <= 2:
+        return None
+    return bytes((0, 0x80 | request[1], 0, 5)) + epoch
+
+
+_MUTE = {
+    pcp.VERSION: {
+        Quirk.SILENT_TO_PCP,
+        Quirk.VERSION_ERROR_PRINTED,
+        Quirk.VERSION_ERROR_ECHOES_OPCODE,
+        Quirk.VERSION_ERROR_IN_4_OCTETS,
+        Quirk.VERSION_ERROR_IN_FULL,
+    },
+    natpmp.VERSION: {Quirk.SILENT_TO_NAT_PMP, Quirk.VERSION_ERROR_LITERAL_COPY, Quirk.PCP_ONLY_TRUNCATED},
+}
 _PREEMPTIONS: dict[Quirk, Callable[[bytes, bytes], bytes | None]] = {
     Quirk.SILENT_TO_PCP: lambda request, epoch: b"" if _is_pcp(request) else None,
     Quirk.SILENT_TO_NAT_PMP: lambda request, epoch: None if _is_pcp(request) else b"",
@@ -136,6 +160,7 @@ _PREEMPTIONS: dict[Quirk, Callable[[bytes, bytes], bytes | None]] = {
     Quirk.PCP_ONLY_TRUNCATED: _truncated_pcp,
     Quirk.ANNOUNCE_ANSWERED_IN_NAT_PMP: _announce_in_natpmp,
     Quirk.SHORT_PCP_IN_VERSION_0: _short_pcp,
+    Quirk.ERRORS_IN_8_OCTETS: _unknown_opcode_in_8_octets,
 }
 
 

@@ -81,6 +81,10 @@ class Entry:
         """Whether it has not been granted yet."""
         return self.expires_at == -math.inf
 
+    def external_at(self, port: int) -> Endpoint:
+        """The external endpoint of one of its internal ports."""
+        return Endpoint(self.external.address, self.external.port + port - self.internal.port)
+
     @property
     def ends_at(self) -> float:
         return max(self.expires_at, self.idle_at)
@@ -138,7 +142,8 @@ class MappingTable:
     def __init__(self, config: GatewayConfig, rng: random.Random) -> None:
         self.entries: dict[MappingId, Entry] = {}
         self.addresses: tuple[IPAddress, ...] = ()
-        self.used = 0
+        self.used = 0  # ports, by what was asked for
+        self._implicit = 0  # entries, by traffic
         self._config = config
         self._rng = rng
         self._used_by: dict[Host, int] = {}
@@ -206,8 +211,14 @@ class MappingTable:
 
     @property
     def room(self) -> int:
-        """How many ports are left in all."""
+        """How many ports are left in all for those who ask."""
         return self._config.max_mappings - self.used
+
+    @property
+    def has_room_for_traffic(self) -> bool:
+        """Whether there may be another implicit entry. They are counted apart, so that no host's traffic keeps others
+        from asking."""
+        return self._implicit < self._config.max_mappings
 
     @property
     def is_under_pressure(self) -> bool:
@@ -221,34 +232,43 @@ class MappingTable:
         bound = self.external_of(internal)
         if bound is not None:
             return (bound, 1) if wanted.is_met_by(bound) else None
+        size = self._unbound(internal, wanted.size)
         if not internal.is_translated:
             own = Endpoint(internal.address, internal.port)
-            return (own, self._unbound(internal, wanted.size)) if wanted.is_met_by(own) else None
-        size = self._unbound(internal, wanted.size)
+            return (own, size) if wanted.is_met_by(own) and not _is_reserved(internal.protocol, own.port) else None
+        best = self._longest(wanted, size, now)
+        if best is None and wanted.parity:  # better another port than none (RFC 7753 section 4.2)
+            best = self._longest(attrs.evolve(wanted, parity=False), size, now)
+        return best
+
+    def _longest(self, wanted: Wanted, size: int, now: float) -> tuple[Endpoint, int] | None:
+        """The first run of `size` free ports, or the longest of those that were looked at: of a set not all are."""
         best: tuple[Endpoint, int] | None = None
+        looked_at = 0
         for address in self._addresses_for(wanted):
             for port, last in self._starts(wanted, address):
-                while port <= last:
+                while port <= last and (size == 1 or looked_at < _MOST_LOOKED_AT):
                     run = self._run(wanted, address, port, size, now)
                     if run > (best[1] if best else 0):
                         best = Endpoint(address, port), run
                         if run == size:
                             return best
                     port += run + 1  # the one behind the run is taken
+                    looked_at += run + 1
         return best
 
-    def admits(self, internal: Internal, external: Endpoint, now: float) -> bool:
+    def admits(self, internal: Internal, external: Endpoint) -> bool:
         """Whether an internal endpoint can have just this external one, also outside the ports that are given out."""
-        bound = self.external_of(internal)
+        bound, address = self.external_of(internal), external.address
         if bound is not None or not internal.is_translated:
-            return external == (bound or Endpoint(internal.address, internal.port))
-        address = external.address
+            is_own = external == (bound or Endpoint(internal.address, internal.port))
+            return is_own and not _is_reserved(internal.protocol, external.port)
         is_port = external.port == 0 if internal.port == 0 else 0 < external.port <= 65535
-        if address not in self.addresses or not is_port:
+        if address is None or address not in self.addresses or not is_port:
             return False
         if internal.port == 0:
             return self._is_all_free(internal, address)
-        return self._is_free(Wanted(internal=internal, suggested=external), address, external.port, 0, now)
+        return not self._is_taken(internal, address, external.port)
 
     def _unbound(self, internal: Internal, size: int) -> int:
         """How many internal ports in a row have no external one yet; the first has none."""
@@ -282,7 +302,11 @@ class MappingTable:
         count = last - first + 1
         if len(self._ports.get((internal.protocol, address), ())) >= count:
             return
-        start = min(max(internal.port, first), last) if wanted.counts_up else first + self._rng.randrange(count)
+        start = min(max(internal.port, first), last)
+        if not wanted.counts_up:
+            for _ in range(_RANDOM_STARTS):
+                start = first + self._rng.randrange(count)
+                yield start, start
         yield start, last
         yield first, start - 1
 
@@ -300,19 +324,23 @@ class MappingTable:
 
     def _is_free(self, wanted: Wanted, address: IPAddress, port: int, step: int, now: float) -> bool:
         internal = wanted.internal
-        if internal.protocol == Protocol.UDP and port in (CLIENT_PORT, SERVER_PORT):
-            return False  # section 11.3
-        if port in self._ports.get((internal.protocol, address), ()):
+        if self._is_taken(internal, address, port):
             return False
-        companion = _COMPANIONS.get(internal.protocol, -1)  # reserved for the same host (RFC 6886 section 3.3)
-        for protocol, number in ((companion, port), (internal.protocol, 0), (Protocol.ALL, 0)):
-            other = self._ports.get((protocol, address), {}).get(number)
-            if other is not None and other.host != internal.host:
-                return False
         freed = self._freed.get(internal.protocol, {}).get((address, port))
         if freed is None or freed[0] <= now:
             return True
         return freed[1:] == (internal._replace(port=internal.port + step), wanted.nonce)  # section 15
+
+    def _is_taken(self, internal: Internal, address: IPAddress, port: int) -> bool:
+        """Whether an external port is the gateway's or somebody's, or kept for somebody."""
+        if _is_reserved(internal.protocol, port) or port in self._ports.get((internal.protocol, address), ()):
+            return True
+        companion = _COMPANIONS.get(internal.protocol, -1)  # reserved for the same host (RFC 6886 section 3.3)
+        for protocol, number in ((companion, port), (internal.protocol, 0), (Protocol.ALL, 0)):
+            other = self._ports.get((protocol, address), {}).get(number)
+            if other is not None and other.host != internal.host:
+                return True
+        return False
 
     def _is_all_free(self, internal: Internal, address: IPAddress) -> bool:
         """Whether nobody else has a port of the protocol, or of any."""
@@ -359,6 +387,7 @@ class MappingTable:
             if entry.internal.is_translated
             and entry.external.address not in (self.addresses[:1] if entry.is_natpmp else self.addresses)
         ]
+        homeless.sort(key=lambda entry: entry.kind is not MappingKind.STATIC)  # what is configured comes first
         for entry in homeless:
             self._unbind(entry, now)
         moved, gone = [], []
@@ -385,7 +414,14 @@ class MappingTable:
         return doomed
 
     def _rehouse(self, entry: Entry, suggested_port: int, now: float) -> bool:
-        """Find another external endpoint for an entry that has none."""
+        """Find another external endpoint for an entry that has none; what is configured keeps its port if it can."""
+        if entry.kind is MappingKind.STATIC:
+            for address in self.addresses:
+                external = Endpoint(address, entry.external.port)
+                if address.version == entry.internal.family and self.admits(entry.internal, external):
+                    entry.external = external
+                    self._bind(entry)
+                    return True
         suggested = Endpoint(None, suggested_port)
         wanted = Wanted(
             internal=entry.internal,
@@ -414,12 +450,12 @@ class MappingTable:
         self._count(entry, -1)
 
     def _count(self, entry: Entry, sign: int) -> None:
-        """What is configured counts for nothing, and what traffic makes only in all."""
-        if entry.kind is MappingKind.STATIC:
-            return
-        self.used += sign * entry.size
-        if entry.kind is not MappingKind.IMPLICIT:
+        """What is configured counts for nothing."""
+        if entry.kind is MappingKind.IMPLICIT:
+            self._implicit += sign
+        elif entry.kind is not MappingKind.STATIC:
             host = entry.internal.host
+            self.used += sign * entry.size
             self._used_by[host] = self._used_by.get(host, 0) + sign * entry.size
             if not self._used_by[host]:
                 del self._used_by[host]
@@ -451,7 +487,10 @@ class MappingTable:
             if internal.is_translated:
                 address, port = binding.external.address, binding.external.port
                 assert address is not None
-                del self._ports[internal.protocol, address][port]
+                ports = self._ports[internal.protocol, address]
+                del ports[port]
+                if not ports:
+                    del self._ports[internal.protocol, address]
                 home = self._homes[internal.host]
                 home.ports -= 1
                 if not home.ports:
@@ -462,12 +501,13 @@ class MappingTable:
     def _keep_from_others(
         self, internal: Internal, nonce: bytes | None, address: IPAddress, port: int, now: float
     ) -> None:
-        """For as long as an idle mapping would live, but of no more ports than there may be mappings: the oldest are
-        given free, so that nobody can use up all ports by mapping and deleting."""
+        """For as long as an idle mapping would live, but no more ports than there may be mappings, and than half of
+        all: the oldest are given free, so that nobody can use up the ports by mapping and deleting."""
+        most = min(self._config.max_mappings, (self._config.last_port - self._config.first_port) // 2 + 1)
         freed = self._freed.setdefault(internal.protocol, {})
         freed.pop((address, port), None)
         freed[address, port] = (now + self.idle_time(internal.protocol), internal, nonce)
-        while freed and (len(freed) > self._config.max_mappings or next(iter(freed.values()))[0] <= now):
+        while freed and (len(freed) > most or next(iter(freed.values()))[0] <= now):
             del freed[next(iter(freed))]
 
     def idle_time(self, protocol: int) -> float:
@@ -479,4 +519,11 @@ def is_concrete(address: IPAddress | None) -> bool:
     return address is not None and not address.is_unspecified
 
 
+def _is_reserved(protocol: int, port: int) -> bool:
+    """UDP 5350 and 5351 are never mapped (RFC 6887 section 11.3)."""
+    return protocol == Protocol.UDP and port in (CLIENT_PORT, SERVER_PORT)
+
+
+_RANDOM_STARTS = 16  # before the ports are walked through one by one
+_MOST_LOOKED_AT = 4096  # ports, for one set: what a request costs is bounded
 _COMPANIONS: dict[int, int] = {Protocol.TCP: Protocol.UDP, Protocol.UDP: Protocol.TCP}
