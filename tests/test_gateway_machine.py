@@ -111,6 +111,7 @@ STRANGE_SENDERS: tuple[typing.Any, ...] = (
 )
 
 Request = natpmp.ExternalAddressRequest | natpmp.MapRequest | natpmp.UnknownRequest | pcp.Request
+MappingRequest = natpmp.MapRequest | pcp.MapRequest | pcp.PeerRequest
 Answer = natpmp.MapResponse | pcp.MapResponse | pcp.PeerResponse
 T = typing.TypeVar("T")
 _Port = tuple[int, "IPAddress | None", int]  # protocol, external address and port
@@ -158,6 +159,7 @@ class World:
         self.frees: Counter[int] = Counter()
         self.asked_for: set[_Port] = set()
         self.leases: dict[IPAddress, float] = {}
+        self.nonces: dict[MappingId, bytes] = {}
         self.granted: list[tuple[Address, Request]] = []
         self.sent: list[bytes] = []
         self.replies: list[bytes] = []
@@ -212,7 +214,7 @@ class World:
             self.wake()
         is_request = len(data) >= 2 and not data[1] & 0x80 and not wire.is_response(data)
         is_heard = is_request and source not in HOPELESS_SENDERS and source[0] not in self.externals
-        now, before = self.clock() if is_heard else self.now, look(self.prompt)
+        now, before, mappings = self.clock() if is_heard else self.now, look(self.prompt), self.prompt.mappings
         claimed, outputs = self.step(lambda gateway: gateway.receive_datagram(data, source, now))
         assert claimed is is_heard
         if not claimed:
@@ -221,7 +223,7 @@ class World:
             return
         self.sent.append(data)
         if is_prompt:
-            self.check_answer(data, source, before, outputs)
+            self.check_answer(data, source, mappings, outputs)
 
     def ask(self, source: Address, request: Request, *, is_prompt: bool = True) -> None:
         self.send(request.encode(), source, is_prompt=is_prompt)
@@ -310,6 +312,8 @@ class World:
         assert (known is None) == isinstance(happened, MappingCreated)
         if isinstance(happened, MappingCreated | MappingRefreshed):
             self.table[happened.mapping] = happened
+        else:
+            self.nonces.pop(happened.mapping, None)
         self.met[type(happened).__name__] += 1
 
     def check_table(self) -> None:
@@ -422,75 +426,94 @@ class World:
             assert waiting is not None
             assert waiting <= self.seen
 
-    def check_answer(self, data: bytes, source: Address, before: tuple[object, ...], outputs: list[Output]) -> None:
+    def check_answer(
+        self, data: bytes, source: Address, before: tuple[GatewayMapping, ...], outputs: list[Output]
+    ) -> None:
         """All that came of one request."""
-        datagrams_sent = [output for output in outputs if isinstance(output, SendDatagram)]
-        assert all(sent.addr == source for sent in datagrams_sent)
-        answers = [decode(sent.data) for sent in datagrams_sent]
+        sent = [output for output in outputs if isinstance(output, SendDatagram)]
+        assert all(output.addr == source for output in sent)
+        answers = [decode(output.data) for output in sent]
         codes = {answer.result_code for answer in answers if not isinstance(answer, Request)}
         self.met.update(f"{type(code).__module__.rpartition('.')[2]} {code.name}" for code in codes)
         if not any(code == 0 for code in codes):
-            assert look(self.prompt)[0] == before[0], "a refusal has changed something"
+            assert self.prompt.mappings == before, "a refusal has changed something"
             return
         request = decode(data)
         assert isinstance(request, Request)
-        options = getattr(request, "options", ())
-        assert len(answers) == 1 or any(isinstance(option, pcp.PortSet) for option in options)
+        assert len(answers) == 1 or _asks_for(request, pcp.PortSet)
         for answer in answers:
-            if isinstance(answer, Answer) and isinstance(request, natpmp.MapRequest | pcp.MapRequest | pcp.PeerRequest):
+            if isinstance(answer, Answer) and isinstance(request, MappingRequest):
                 assert decode(answer.encode(), strict=True) == answer
-                self.check_grant(request, answer, ip_address(source[0].partition("%")[0]))
+                self.check_success(request, answer, ip_address(source[0].partition("%")[0]), before)
                 if request.lifetime:
                     self.granted.append((source, request))
 
-    def check_grant(
-        self, request: natpmp.MapRequest | pcp.MapRequest | pcp.PeerRequest, answer: Answer, source: IPAddress
+    def check_success(
+        self, request: MappingRequest, answer: Answer, source: IPAddress, before: tuple[GatewayMapping, ...]
     ) -> None:
-        """The table has what the answer says, for as long as it says."""
-        options = () if isinstance(request, natpmp.MapRequest) else request.options
-        owner = source if source.version == 4 or source.ipv4_mapped is None else source.ipv4_mapped
-        third_party_id = b""
-        for option in options:
-            if isinstance(option, pcp.ThirdParty):
-                owner = option.address
-            elif isinstance(option, pcp.ThirdPartyId):
-                third_party_id = option.identifier
-        asks_for_set = any(isinstance(option, pcp.PortSet) for option in options)
-        assert answer.internal_port == request.internal_port or asks_for_set
-        kinds = (PEER,) if isinstance(answer, pcp.PeerResponse) else (MAP, STATIC)
-        found = [
-            mapping
-            for mapping in self.prompt.mappings
-            if mapping.kind in kinds
-            and (mapping.protocol, mapping.internal.address) == (answer.protocol, owner)
-            and 0 <= answer.internal_port - mapping.internal.port < mapping.size
-            and mapping.third_party_id == third_party_id
-            and mapping.remote in (None, _remote_of(answer))
-        ]
-        if request.lifetime == 0 and not isinstance(request, pcp.PeerRequest):
+        """It was allowed, and the table has what the answer says, for as long as it says."""
+        was, found = (
+            [m for m in table if _is_about(m, request, answer, source)] for table in (before, self.prompt.mappings)
+        )
+        nonce = None if isinstance(request, natpmp.MapRequest) else request.nonce
+        is_delete = request.lifetime == 0 and not isinstance(request, pcp.PeerRequest)
+        if nonce is not None or is_delete:
+            assert {self.nonces[each.id] for each in was if each.id in self.nonces} <= {nonce}, "another's mapping"
+        if is_delete:
             self.met["delete" if answer.lifetime == 0 else "delete, but traffic keeps it"] += 1
-            if answer.lifetime == 0 and owner.version == 4:
-                assert found == []
+            assert answer.lifetime or not found
             return
-        if not isinstance(answer, natpmp.MapResponse):
-            found = [mapping for mapping in found if mapping.external.address == answer.external_address]
         [mapping] = found
-        shift = 0 if asks_for_set else answer.internal_port - mapping.internal.port
-        assert answer.external_port == mapping.external.port + shift
         self.met[f"{mapping.kind.name} granted"] += 1
+        is_set = _asks_for(request, pcp.PortSet)
+        assert answer.internal_port == request.internal_port or is_set
+        shift = 0 if is_set else answer.internal_port - mapping.internal.port
+        assert answer.external_port == mapping.external.port + shift
+        assert isinstance(answer, natpmp.MapResponse) or answer.external_address == mapping.external.address
         left = mapping.expires_at - self.seen
         if isinstance(answer, natpmp.MapResponse):
             assert 1 <= answer.lifetime <= request.lifetime
             assert answer.lifetime <= max(left, 1.0) + ROUNDING
             return
+        sets = [option.size for option in answer.options if isinstance(option, pcp.PortSet)]
+        assert sets == ([mapping.size] if mapping.size > 1 and is_set else [])
+        self.met.update(type(option).__name__ for option in answer.options)
         if mapping.kind is STATIC:
             assert answer.lifetime == FOREVER
-        else:
-            assert abs(left - answer.lifetime) < 1.0
-            assert answer.lifetime <= max(self.leases.get(owner, math.inf) - self.seen, 1.0) + ROUNDING
-        sets = [option.size for option in answer.options if isinstance(option, pcp.PortSet)]
-        assert sets == ([mapping.size] if mapping.size > 1 and asks_for_set else [])
-        self.met.update(type(option).__name__ for option in answer.options)
+            return
+        self.nonces[mapping.id] = answer.nonce
+        lease = self.leases.get(typing.cast("IPAddress", mapping.internal.address), math.inf)
+        assert abs(left - answer.lifetime) < 1.0
+        assert answer.lifetime <= max(lease - self.seen, 1.0) + ROUNDING
+        assert answer.lifetime >= min(lease - self.seen - 1.0, self.config.min_lifetime)
+        if isinstance(answer, pcp.PeerResponse):  # it never shortens (RFC 6887 section 12.1)
+            assert all(mapping.expires_at >= min(each.expires_at, lease) for each in was if each.id == mapping.id)
+
+
+def _asks_for(request: Request, kind: type[pcp.Option]) -> bool:
+    return any(isinstance(option, kind) for option in getattr(request, "options", ()))
+
+
+def _is_about(mapping: GatewayMapping, request: MappingRequest, answer: Answer, source: IPAddress) -> bool:
+    """Whether it is a mapping of the kind, the host and port, and the external family that both of them name."""
+    owner = source if source.version == 4 or source.ipv4_mapped is None else source.ipv4_mapped
+    third_party_id = b""
+    for option in getattr(request, "options", ()):
+        if isinstance(option, pcp.ThirdParty):
+            owner = option.address
+        elif isinstance(option, pcp.ThirdPartyId):
+            third_party_id = option.identifier
+    kinds = (PEER,) if isinstance(answer, pcp.PeerResponse) else (MAP, STATIC)
+    external = typing.cast("IPAddress", mapping.external.address)
+    family = 4 if isinstance(answer, natpmp.MapResponse) else answer.external_address.version
+    return (
+        mapping.kind in kinds
+        and (owner.version == 4 or external.version == family)
+        and (mapping.protocol, mapping.internal.address) == (answer.protocol, owner)
+        and 0 <= answer.internal_port - mapping.internal.port < mapping.size
+        and mapping.third_party_id == third_party_id
+        and mapping.remote in (None, _remote_of(answer))
+    )
 
 
 def _remote_of(answer: Answer) -> Endpoint | None:
