@@ -176,7 +176,7 @@ def bound(config: GatewayConfig) -> int:
     """How many octets the state of a gateway may take up.
 
     3 KiB for each port that is mapped and each that is kept from others after that, and what a mapping may carry; in
-    practice a good half of it. The default configuration's bound is 122 MiB.
+    practice a good half of it. The default configuration's bound is 120 MiB.
     """
     carried = 256 * config.max_filters + 4 * config.max_description
     return 256 * 1024 + config.max_mappings * (3 * 1024 + carried)
