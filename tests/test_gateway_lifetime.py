@@ -282,13 +282,19 @@ def test_updates_that_come_late_keep_their_distances() -> None:
 
 
 @pytest.mark.requirement("PCP-14.2-09")
-def test_an_update_that_nobody_has_taken_is_taken_back_when_its_client_has_refreshed_the_mapping() -> None:
+@pytest.mark.parametrize("copies", [(), (100.25,), (100.25, 100.75)], ids=["first", "second", "last"])
+def test_an_update_that_nobody_has_taken_is_taken_back_when_its_client_has_refreshed_the_mapping(
+    copies: tuple[float, ...],
+) -> None:
     gateway = make_gateway()
     pcp_map(gateway, TCP, 80, 8080)
     gateway.set_external_address(NEW, 100.0)
-    refreshed = pcp_map(gateway, TCP, 80, now=100.0)  # the one answer, and nothing else
+    for at in copies:
+        drain(gateway)
+        gateway.handle_timeout(at)
+    refreshed = pcp_map(gateway, TCP, 80, now=100.75)  # the one answer, and nothing else
     assert (refreshed.external_address, refreshed.lifetime) == (IPv4Address(NEW), 7200)
-    assert updates(gateway, 100.0, 200.0) == []
+    assert updates(gateway, 100.75, 200.0) == []
 
 
 @pytest.mark.requirement("PCP-14.2-07")

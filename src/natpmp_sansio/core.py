@@ -154,7 +154,7 @@ class Machine(typing.Generic[K]):
         """Take back a datagram that still waits, because it is not true any more."""
         if sender in self._waiting:
             self._waiting.discard(sender)
-            self._queue = deque(each for each in self._queue if each[1] is not sender)
+            self._queue = deque(each for each in self._queue if each[1] != sender)
 
 
 class Multiplexer:

@@ -945,16 +945,18 @@ class Gateway(Machine["_TimerKey"]):
         options += entry.filters
         lifetime = code.lifetime or 30 if code else _seconds(math.floor, entry.ends_at - now)
         response = self._response(entry, entry.nonce, code, lifetime, tuple(options), now)
-        self._send(response, entry.reply_to, update)
+        target = (entry.internal, entry.remote)
+        self._send(response, entry.reply_to, target)
         if not self._repeat(update, _UPDATE_TIMES, now):
-            del self._updates[entry.internal, entry.remote]
+            del self._updates[target]
 
     def _stop_update(self, entry: Entry) -> None:
         """Its owner has been heard of, or it is over."""
-        update = self._updates.pop((entry.internal, entry.remote), None)
+        target = (entry.internal, entry.remote)
+        self._withdraw(target)  # the last copy may still wait when the update itself is done
+        update = self._updates.pop(target, None)
         if update is not None:
             self._timers.cancel(update)
-            self._withdraw(update)
 
     def _stop_updates(self) -> None:
         for update in list(self._updates.values()):

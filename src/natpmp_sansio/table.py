@@ -169,7 +169,7 @@ class MappingTable:
     def touching(self, internal: Internal, size: int) -> list[Entry]:
         """The inbound entries that have one of `size` internal ports (RFC 7753 section 4.4.1)."""
         found: dict[MappingId, Entry] = {}
-        for port in range(internal.port, min(internal.port + size, 65536)):
+        for port in range(internal.port, internal.port + size):
             entry = self._inbound.get(internal._replace(port=port))
             if entry is not None:
                 found[entry.id] = entry
