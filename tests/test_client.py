@@ -44,6 +44,7 @@ from natpmp_sansio import (
     MappingState,
     Protocol,
     Reason,
+    Rejected,
     Stats,
     Timer,
     TimerInfo,
@@ -370,6 +371,7 @@ def test_pcp_comes_first_and_the_grant_says_all_there_is_to_know() -> None:
         renew_at=4050.25,
         retry_at=None,
         options=(),
+        granted_options=(),
     )
     assert client.mappings == (client.mapping(mapping),)
 
@@ -655,7 +657,7 @@ def test_pcp_is_preferred_where_both_answer_also_when_it_answers_late() -> None:
     assert client.version == 2
     assert client.receive_datagram(natpmp_answer(in_natpmp), SERVER, 1.75)
     assert drain(client) == ([], [])
-    assert client.stats.datagrams_unmatched == 1
+    assert client.stats.rejected == {Rejected.OLD: 1}
 
 
 def test_the_question_for_the_other_version_waits_for_its_turn() -> None:
@@ -767,7 +769,7 @@ def test_a_version_error_is_not_believed_while_a_lease_with_a_nonce_is_in_force(
     drain(client)
     assert client.receive_datagram(bytes.fromhex("00800001000004d2"), SERVER, 1.0)
     assert drain(client) == ([], [])
-    assert client.stats.datagrams_unmatched == 1
+    assert client.stats.rejected == {Rejected.VERSION_ERROR: 1}
     assert client.version == 2
 
 
@@ -844,7 +846,7 @@ def test_a_version_error_that_answers_nothing_is_not_believed() -> None:
     client = make_client()
     assert client.receive_datagram(bytes.fromhex("00800001000004d2"), SERVER, 1.0)
     assert client.version is None
-    assert client.stats.datagrams_unmatched == 1
+    assert client.stats.rejected == {Rejected.VERSION_ERROR: 1}
 
 
 @pytest.mark.parametrize(
@@ -1748,7 +1750,7 @@ def test_time_that_runs_backwards_stands_still_and_is_counted() -> None:
     client.handle_timeout(50.0)
     client.map_port(Protocol.TCP, 8081, 60.0)
     assert client.next_timeout() == 100.0  # there is output, as of the latest time seen
-    assert client.stats == Stats(datagrams_invalid=0, datagrams_unmatched=0, datagrams_dropped=0, clock_backwards=2)
+    assert client.stats == Stats(rejected={}, tolerated={}, clock_backwards=2)
 
 
 def test_the_timers_say_why_the_client_wants_to_be_woken() -> None:
@@ -1761,7 +1763,7 @@ def test_the_timers_say_why_the_client_wants_to_be_woken() -> None:
         TimerInfo(deadline=9000.0, reason=Timer.DEADLINE, mapping=mapping),
     ]
     client.receive_datagram(answer(request), SERVER, 0.0)
-    assert [info.reason for info in client.timers()] == [Timer.RENEW, Timer.EXPIRE, Timer.DEADLINE]
+    assert [info.reason for info in client.timers()] == [Timer.RENEW, Timer.DEADLINE]
     assert repr(client) == "<Client of 192.168.1.1 version=2 mappings=1>"
 
 

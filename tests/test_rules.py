@@ -427,6 +427,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         "max_hold": 1800.0,
         "max_lifetime": 86400,
         "recovery_interval": 30.0,
+        "any_internal_port": False,
     }
 
 

@@ -1,6 +1,6 @@
 """NAT-PMP (RFC 6886) and PCP (RFC 6887) as pure protocol machines: bytes and time in, datagrams and events out."""
 
-from .client import Client, Mapping, MappingState, Stats, Timer, TimerInfo
+from .client import Client, TimerInfo
 from .config import Config, GatewayConfig
 from .core import Core, HostCore, Multiplexer
 from .errors import DecodeError, DiscoveryError, LocalProtocolError, NatPmpError
@@ -8,9 +8,11 @@ from .events import (
     Address,
     AnnouncementsUnavailable,
     Closed,
+    DoubleNatSuspected,
     Event,
     ExternalAddressChanged,
     ExternalAddressLearned,
+    Finding,
     GatewayRecovered,
     GatewayRestarted,
     GatewayUnreachable,
@@ -30,12 +32,16 @@ from .events import (
     MappingReleased,
     MappingRenewed,
     Output,
+    PairSplit,
+    ProbeCompleted,
     Reason,
     SendDatagram,
     VersionNegotiated,
 )
 from .gateway import Gateway, GatewayMapping
+from .lifecycle import Mapping, MappingState, Timer
 from .quirks import Quirk
+from .stats import Oddity, Rejected, Stats
 from .wire import decode, natpmp, pcp
 from .wire.fields import Endpoint, Protocol
 
@@ -48,10 +54,12 @@ __all__ = [
     "Core",
     "DecodeError",
     "DiscoveryError",
+    "DoubleNatSuspected",
     "Endpoint",
     "Event",
     "ExternalAddressChanged",
     "ExternalAddressLearned",
+    "Finding",
     "Gateway",
     "GatewayConfig",
     "GatewayMapping",
@@ -79,10 +87,14 @@ __all__ = [
     "MappingState",
     "Multiplexer",
     "NatPmpError",
+    "Oddity",
     "Output",
+    "PairSplit",
+    "ProbeCompleted",
     "Protocol",
     "Quirk",
     "Reason",
+    "Rejected",
     "SendDatagram",
     "Stats",
     "Timer",

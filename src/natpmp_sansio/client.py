@@ -1,84 +1,28 @@
-"""The client role: what we want, what we have, and what to do next about one gateway.
-
-Theory of operation. A mapping is a wish with a state (`_TRANSITIONS`). Whenever something has to be asked for it, a
-task goes into one queue; `_pump` starts tasks as far as the dialect allows requests to be under way. A started task
-is an exchange: one datagram, sent again on the dialect's schedule until it is answered, given up or overtaken.
-Every answer is matched, run through the epoch check, and only then believed.
-"""
+"""The client role: what a caller can say to it and ask of it. What it then does by itself is in `keeper.py`."""
 
 from __future__ import annotations
 
-import enum
 import math
 import random
 import typing
-from collections import deque
+from collections.abc import Mapping as Dictionary
+from collections.abc import Sequence
 
 import attrs
 
+from . import snapshots
 from .config import Config
-from .core import Machine, checked_peer, peer_key, same_host
-from .dialects import (
-    AddressAnswer,
-    Announcement,
-    Dialect,
-    MapAnswer,
-    NatPmpDialect,
-    Outcome,
-    PcpDialect,
-    VersionError,
-    Wish,
-    read_version_error,
-)
-from .errors import DecodeError, LocalProtocolError
-from .events import (
-    Address,
-    Closed,
-    ExternalAddressChanged,
-    ExternalAddressLearned,
-    GatewayRecovered,
-    GatewayRestarted,
-    GatewayUnreachable,
-    MappingChanged,
-    MappingFailed,
-    MappingGranted,
-    MappingId,
-    MappingLost,
-    MappingRefused,
-    MappingReleased,
-    MappingRenewed,
-    Reason,
-    VersionNegotiated,
-)
-from .retransmission import recovery_delay
-from .wire import decode, is_response, pcp
-from .wire.fields import MAX_LIFETIME, Endpoint, IPAddress, Protocol, Value, to_address, to_protocol, unpack_address
-
-
-class MappingState(enum.Enum):
-    """Where a mapping stands."""
-
-    REQUESTING = "asked for, or about to be"
-    HELD = "the gateway forwards it"
-    REFUSED = "refused or lost; asked for again later"
-    RELEASING = "being deleted"
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Mapping(Value):
-    """A look at one mapping. Times are seconds on the caller's clock; what does not apply is None."""
-
-    id: MappingId
-    state: MappingState
-    protocol: Protocol | int
-    internal_port: int
-    remote: Endpoint | None
-    external: Endpoint | None
-    lifetime: float | None
-    expires_at: float | None
-    renew_at: float | None
-    retry_at: float | None
-    options: tuple[pcp.Option, ...]
+from .core import checked_addresses, peers_of
+from .diagnosis import Diagnosis
+from .dialects import Dialect, make_dialects
+from .errors import LocalProtocolError
+from .events import Address, MappingId, Reason
+from .keeper import Keeper
+from .lifecycle import Exchange, Mapping, MappingState, Pair, Purpose, Timer, Tracked
+from .stats import Rejected, Stats
+from .wire import pcp
+from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, to_address
+from .wishes import Wish, checked_wish, require_no_overlap
 
 
 class Wishes(typing.TypedDict, total=False):
@@ -91,20 +35,6 @@ class Wishes(typing.TypedDict, total=False):
     options: tuple[pcp.Option, ...]
 
 
-class Timer(enum.Enum):
-    """Every reason to be woken."""
-
-    RETRANSMIT = "an answer is overdue"
-    RENEW = "a lease is half over"
-    EXPIRE = "a lease is over"
-    RETRY = "a refused mapping may be asked for again"
-    DEADLINE = "a mapping's own end has come"
-    FALLBACK = "the gateway is silent to the preferred protocol: try the other one as well"
-    RECOVER = "the gateway has lost its state: ask for everything again"
-    ADDRESS = "a grant has waited long enough for the external address"
-    HOLD = "the gateway was out of resources and may have some again"
-
-
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class TimerInfo(Value):
     """One entry of `Client.timers()`."""
@@ -114,22 +44,14 @@ class TimerInfo(Value):
     mapping: MappingId | None
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Stats(Value):
-    """What the client saw and did not act on. Datagrams are dropped when nobody drains the output."""
-
-    datagrams_invalid: int
-    datagrams_unmatched: int
-    datagrams_dropped: int
-    clock_backwards: int
-
-
-class Client(Machine["_TimerKey"]):
+class Client(Keeper):
     """Keeps mappings at one gateway.
 
-    `gateway` is where requests go; `local_address` is the address they come from (it stands in PCP requests, and is
-    compared there with the real source). `rng` draws, in this order: the nonce of each mapping when it is asked for,
-    and the jitter of each wait when it begins. It must be unpredictable, as the default is; tests hand in a seeded one.
+    `gateway` is where requests go, or a list of the several addresses of one PCP server, the best first (RFC 7488);
+    events carry the one in use. `local_address` is the address that requests come from (it stands in PCP requests, and
+    is compared there with the real source). `rng` draws, in this order: the nonce of each mapping when it is asked
+    for, and the jitter of each wait when it begins. It must be unpredictable, as the default is; tests hand in a seeded
+    one.
 
     Nothing happens before the first command. Every method that takes `now` (seconds, monotonic) may produce
     output: drain `outputs()` and re-read `next_timeout()` afterwards. Not thread-safe.
@@ -138,67 +60,44 @@ class Client(Machine["_TimerKey"]):
         LocalProtocolError: an address is none, or the configuration leaves no protocol for its family.
     """
 
-    def __init__(
-        self,
-        gateway: Address,
+    @classmethod
+    def restore(
+        cls,
+        snapshot: Dictionary[str, typing.Any],
+        now: float,
         *,
-        local_address: str | IPAddress,
+        elapsed: float,
+        local_address: str | IPAddress | None = None,
         config: Config | None = None,
         rng: random.Random | None = None,
-    ) -> None:
-        super().__init__()
-        self._gateway = gateway
-        self._peer = checked_peer(gateway, "gateway")
-        if unpack_address(self._peer[0]).is_link_local and len(gateway) == 2 and ":" in gateway[0]:
-            raise LocalProtocolError(
-                f"a link-local gateway needs its scope id: ({gateway[0]!r}, {gateway[1]}, 0, 2), say"
-            )
-        self._local = to_address(local_address)
-        self._config = config or Config()
-        self._rng = rng or random.SystemRandom()
-        self._dialects = self._make_dialects()
-        self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
+    ) -> typing.Self:
+        """The client of a `snapshot` that was taken `elapsed` seconds ago, with the same mappings, ids and nonces.
 
-        self._mappings: dict[MappingId, _Mapping] = {}
-        self._wanted: dict[_Target, _Mapping] = {}
-        self._releasing: dict[_Target, _Mapping] = {}
-        self._last_id = 0
-        self._tasks: deque[tuple[_Purpose, _Mapping]] = deque()
-        self._exchanges: dict[_Exchange, None] = {}
+        Every mapping is asked for at once, with the endpoint that it had. `local_address` is this host's address where
+        it is another than then.
 
-        self._current: Dialect | None = None  # what the gateway was last found to speak
-        self._current_until = -math.inf
-        self._is_certain = False  # whether the gateway itself said so, or was only silent to the other version
-        self._told_version: int | None = None
-        self._refused_versions: set[int] = set()
-        self._external_address: IPAddress | None = None
-        self._address_wanted = False
-        self._address_at = -math.inf
-
-        self._failures = 0
-        self._silent_reason = Reason.NO_ANSWER
-        self._silent_until = -math.inf
-        self._unreachable = False
-        self._hold_new_until = -math.inf
-        self._hold_all_until = -math.inf
-        self._generation = 0  # how often the gateway has lost its state
-        self._last_recovery = -math.inf
-        self._closing = False
-        self._closed = False
-        self._invalid = 0
-        self._unmatched = 0
+        Emits: as for `map_port`, for each mapping.
+        Raises: LocalProtocolError: the snapshot is damaged or something else, or `elapsed` is no number of seconds.
+        """
+        gateways, local, last_id, saved = snapshots.read(snapshot)
+        if not isinstance(elapsed, int | float) or not 0 <= elapsed < math.inf:
+            raise LocalProtocolError(f"elapsed must be a number of seconds, not {elapsed!r}")
+        client = cls(gateways, local_address=local_address or local, config=config, rng=rng)
+        client._resume(saved, last_id, float(elapsed), client._local == to_address(local), client._advance(now))
+        return client
 
     # --- what there is
 
     @property
-    def gateway(self) -> Address:
-        return self._gateway
+    def gateways(self) -> tuple[Address, ...]:
+        """Every address of the gateway."""
+        return self._addresses
 
     @property
     def bind_address(self) -> Address:
         """The local address of the socket: requests must come from it; any port will do."""
         host = str(self._local)
-        return (host, 0) if self._local.version == 4 else (host, 0, 0, self._peer[2])
+        return (host, 0) if self._local.version == 4 else (host, 0, 0, self._peers[self._at][2])
 
     @property
     def version(self) -> int | None:
@@ -211,21 +110,27 @@ class Client(Machine["_TimerKey"]):
         return self._external_address
 
     @property
+    def prefixes(self) -> tuple[pcp.Prefix64, ...]:
+        """The prefixes of the gateway's NAT64, as last told; ask with a `pcp.Prefix64` option (RFC 7225)."""
+        return self._prefixes
+
+    @property
     def mappings(self) -> tuple[Mapping, ...]:
         """Every mapping that is not finished, in the order of asking."""
-        return tuple(mapping.look() for mapping in self._mappings.values())
+        return tuple(mapping.look() for mapping in self._mappings.values() if not mapping.is_errand)
 
     def mapping(self, mapping: MappingId) -> Mapping | None:
         """One mapping, or None once it is finished."""
         found = self._mappings.get(mapping)
-        return found.look() if found else None
+        return found.look() if found and not found.is_errand else None
 
     @property
     def stats(self) -> Stats:
+        """What was rejected and what was put up with, so far."""
+        overflow = {Rejected.OVERFLOW: self._overflowed} if self._overflowed else {}
         return Stats(
-            datagrams_invalid=self._invalid,
-            datagrams_unmatched=self._unmatched,
-            datagrams_dropped=self._overflowed,
+            rejected=dict(self._rejected) | overflow,
+            tolerated=dict(self._tolerated),
             clock_backwards=self._backwards,
         )
 
@@ -233,12 +138,26 @@ class Client(Machine["_TimerKey"]):
         """Every deadline and its reason, the earliest first."""
         infos = []
         for deadline, (reason, about) in self._timers.items():
-            mapping = about.mapping if isinstance(about, _Exchange) else about
+            mapping = about.mapping if isinstance(about, Exchange) else about
             infos.append(TimerInfo(deadline=deadline, reason=reason, mapping=mapping.id if mapping else None))
         return infos
 
+    def snapshot(self, now: float) -> dict[str, typing.Any]:
+        """All that `restore` needs to keep the mappings in another process: plain values, for `json.dumps`, say.
+
+        It holds the nonces, with which anybody could change the mappings: keep it private. What is being released is
+        not in it. Emits nothing.
+        """
+        now = self._advance(now)
+        kept = [
+            mapping
+            for mapping in self._mappings.values()
+            if mapping.state is not MappingState.RELEASING and not mapping.is_errand
+        ]
+        return snapshots.write(self._addresses, self._local, kept, self._last_id, now)
+
     def __repr__(self) -> str:
-        return f"<Client of {self._gateway[0]} version={self.version} mappings={len(self._mappings)}>"
+        return f"<Client of {self.gateway[0]} version={self.version} mappings={len(self._mappings)}>"
 
     # --- commands
 
@@ -256,8 +175,9 @@ class Client(Machine["_TimerKey"]):
     ) -> MappingId:
         """Ask for a mapping, and keep it until `unmap`, `close`, or the time `until` (s, on the clock of `now`).
 
-        `internal_port` is 1 to 65535, or 0 for all ports of the protocol (PCP). `external_port` and
-        `external_address` are suggestions that the gateway need not follow; 0 and None leave the choice to it.
+        `internal_port` is 1 to 65535, or 0 for all ports of the protocol (PCP; but see `Config.any_internal_port`).
+        `external_port` and `external_address` are suggestions that the gateway need not follow; 0 and None leave the
+        choice to it. An all-zeros `external_address` asks for an address of its family, through a NAT64 or NAT46.
         `lifetime` (1 to 2**32-1 s) is what each request asks for; renewals follow the granted one. Mandatory
         `options` and other protocols than TCP and UDP need PCP.
 
@@ -266,24 +186,76 @@ class Client(Machine["_TimerKey"]):
         already, a value is out of range, or the client is closed.
         RFC: 6886 section 3.3, 6887 section 11.2.
         """
-        if self._closing:
-            raise LocalProtocolError("the client is closed")
-        wish = self._checked_wish(protocol, internal_port, external_port, external_address, lifetime, options)
-        target = (wish.protocol, wish.internal_port)
-        if target in self._wanted:
-            raise LocalProtocolError(f"there is a mapping for {protocol!r} port {internal_port} already")
-        if until is not None and not now < until < math.inf:
-            raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {until!r}")
-        now = self._advance(now)
-        self._last_id += 1
-        wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
-        mapping = _Mapping(id=MappingId(self._last_id), wish=wish, until=until)
-        self._mappings[mapping.id] = self._wanted[target] = mapping
-        if until is not None:
-            self._timers.set((Timer.DEADLINE, mapping), until)
-        self._tasks.append((_Purpose.CREATE, mapping))
-        self._pump(now)
+        wish = checked_wish(
+            self._local, protocol, internal_port, None, external_port, external_address, lifetime, options
+        )
+        (mapping,) = self._want([wish], until, now)
+        self._pump(self._now)
         return mapping.id
+
+    def map_peer(
+        self,
+        protocol: Protocol | int,
+        internal_port: int,
+        remote: tuple[str | IPAddress, int],
+        now: float,
+        *,
+        external_port: int = 0,
+        external_address: str | IPAddress | None = None,
+        lifetime: int = 7200,
+        until: float | None = None,
+        options: tuple[pcp.Option, ...] = (),
+    ) -> MappingId:
+        """Learn of, and keep alive, the mapping of one flow from `internal_port` to the `remote` address and port.
+
+        For a connection of one's own that shall outlive its silence without keepalives, or a restart of the NAT: then
+        the endpoint that it had is suggested again. Needs PCP. The arguments are `map_port`'s; no port may be 0.
+        PEER cannot end a mapping: `unmap` sends nothing, and it lasts until its lease is over.
+
+        Emits, raises: as `map_port`.
+        RFC: 6887 section 12.
+        """
+        try:
+            host, port = remote
+        except (TypeError, ValueError):
+            raise LocalProtocolError(f"remote must be an address and a port, not {remote!r}") from None
+        peer = Endpoint(to_address(host), port)
+        wish = checked_wish(
+            self._local, protocol, internal_port, peer, external_port, external_address, lifetime, options
+        )
+        (mapping,) = self._want([wish], until, now)
+        self._pump(self._now)
+        return mapping.id
+
+    def map_pair(
+        self,
+        internal_port: int,
+        now: float,
+        *,
+        external_port: int = 0,
+        external_address: str | IPAddress | None = None,
+        lifetime: int = 7200,
+        until: float | None = None,
+        options: tuple[pcp.Option, ...] = (),
+    ) -> tuple[MappingId, MappingId]:
+        """Ask for TCP and UDP of one port, to be kept on one external port, as a unit. The arguments are `map_port`'s.
+
+        UDP goes first and TCP asks for the port that UDP got. While they differ, one is deleted and asked for again
+        with the other's port, a few times; if the gateway gives no equal ports, PairSplit says so and each keeps its
+        own. Nothing is granted or changed, as the events tell it, before both have been answered.
+        To `unmap` one of them leaves the other alone.
+
+        Emits: as `map_port`, for each of both; PairSplit.
+        Raises: LocalProtocolError, as `map_port`.
+        """
+        udp_wish, tcp_wish = (
+            checked_wish(self._local, protocol, internal_port, None, external_port, external_address, lifetime, options)
+            for protocol in (Protocol.UDP, Protocol.TCP)
+        )
+        udp, tcp = self._want([udp_wish, tcp_wish], until, now)
+        udp.pair = tcp.pair = Pair(udp, tcp)
+        self._pump(self._now)
+        return tcp.id, udp.id
 
     def unmap(self, mapping: MappingId, now: float) -> bool:
         """Give a mapping up and delete it at the gateway. False: it is finished, or on its way out, already.
@@ -299,12 +271,53 @@ class Client(Machine["_TimerKey"]):
         self._pump(now)
         return True
 
+    def request_external_address(self, now: float) -> None:
+        """Ask for the gateway's external address.
+
+        NAT-PMP has a question for it. PCP has not: a mapping that is held is renewed, and where there is none, UDP
+        port 9 (discard) is mapped for a moment (RFC 6887 section 11.6); `probe` leaves nothing behind.
+
+        Emits: ExternalAddressLearned, even if it is known already, or ExternalAddressChanged; nothing if the gateway
+        does not tell.
+        Raises: LocalProtocolError: the client is closed.
+        RFC: 6886 section 3.2.
+        """
+        self._require_open()
+        now = self._advance(now)
+        self._address_asked = True
+        if self._address_teller() is not None:
+            self._address_wanted = True
+        elif (held := next((each for each in self._mappings.values() if each.is_held), None)) is not None:
+            self._renew_now(held, now)
+        elif not any(each.is_errand for each in self._mappings.values()):
+            self._start_errand()
+        self._pump(now)
+
+    def probe(self, now: float) -> None:
+        """Find out what the gateway speaks, and why it may not work, without any effect there.
+
+        PCP is asked with ANNOUNCE and NAT-PMP for the external address, each a few times. A second call while a probe
+        is under way is answered by the same event.
+
+        Emits: ProbeCompleted, within ten seconds of the last request that is under way.
+        Raises: LocalProtocolError: the client is closed.
+        RFC: 6886 section 3.2, 6887 section 14.1.2.
+        """
+        self._require_open()
+        now = self._advance(now)
+        self._diagnosis = self._diagnosis or Diagnosis(self._dialects.values())
+        self._pump(now)
+
     def close(self, now: float) -> None:
-        """Release every mapping; Closed follows when they are gone. A second call does nothing."""
+        """Release every mapping; Closed follows when they are gone. A second call does nothing.
+
+        If the gateway does not answer a delete, the others are given up as well: it takes as long as one.
+        """
         now = self._advance(now)
         if self._closing:
             return
         self._closing = True
+        self._diagnosis = None
         for mapping in list(self._mappings.values()):
             if mapping.state is not MappingState.RELEASING:
                 self._release(mapping, None)
@@ -313,797 +326,198 @@ class Client(Machine["_TimerKey"]):
     def gateway_unreachable(self, now: float) -> None:
         """ICMP told us that nothing listens there: what is under way ends at once (RFC 6886 section 3.1).
 
+        A server with several addresses is asked at the next one (RFC 7488 section 3).
+
         Emits: GatewayUnreachable, and MappingRefused for what was being asked for.
         """
         now = self._advance(now)
         if self._exchanges:
-            self._give_up(Reason.UNREACHABLE, now)
+            self._on_address_failed(Reason.UNREACHABLE, now)
             self._pump(now)
 
-    # --- bytes and time in
+    def network_changed(
+        self,
+        now: float,
+        local_address: str | IPAddress | None = None,
+        gateway: Address | Sequence[Address] | None = None,
+    ) -> None:
+        """This host woke from sleep, came back to its network, or has another address or gateway now.
 
-    def receive_datagram(self, data: bytes, addr: Address, now: float) -> bool:
-        """Take in a datagram. True: it came from the gateway and is an answer or announcement, if perhaps an invalid
-        one, which is counted. False: it is somebody else's, and nothing has changed."""
-        peer = peer_key(addr)
-        if self._closed or peer is None or not same_host(peer, self._peer) or not is_response(data):
-            return False
-        try:
-            message = decode(data)
-        except DecodeError:
-            message = None
-        from_server = peer == self._peer
-        dialect = self._dialects.get(data[0])
-        outcome = dialect.read(message) if dialect and message else None
-        if not from_server and not isinstance(outcome, AddressAnswer):
-            return False  # only a NAT-PMP announcement may come from another port
+        Whatever was learnt of the gateway is doubted: every mapping is asked for at once, and what was refused before
+        too. At another gateway, or with another `local_address`, mappings are new: each is held for 30 s more, to be
+        moved. What is left behind is deleted where the old gateway may still hear it, with one datagram each, which
+        comes out before all else: if `bind_address` is another afterwards, send those from the old socket.
+
+        Emits: MappingRenewed or MappingChanged for what is confirmed or has moved, MappingLost for what has not.
+        Raises: LocalProtocolError, before anything has changed: an address is none.
+        """
+        local = self._local if local_address is None else to_address(local_address)
+        addresses = self._addresses if gateway is None else checked_addresses(gateway)
+        dialects = make_dialects(local, self._config, self._rng)
         now = self._advance(now)
-        if self._overflows():
-            return True
-        if message is None:
-            self._invalid += 1
-        elif (error := read_version_error(message)) is not None:
-            self._on_version_error(error, now)
-        elif dialect is None or outcome is None:
-            self._unmatched += 1
-        else:
-            self._take(dialect, outcome, from_server, now)
+        if self._closing:
+            return
+        if local != self._local or peers_of(addresses) != self._peers:
+            self._leave(local, addresses, dialects, now)
+        self._forget()
+        self._ask_for_everything(now)
         self._pump(now)
-        return True
 
-    def handle_timeout(self, now: float) -> None:
-        """Do what is due: send again, renew, expire, retry, recover."""
+    # --- wishes
+
+    def _want(self, wishes: list[Wish], until: float | None, now: float) -> list[Tracked]:
+        """New mappings, once every check has passed."""
+        self._require_open()
+        for wish in wishes:
+            if wish.target in self._wanted:
+                raise LocalProtocolError(f"there is a mapping for {wish.protocol!r} port {wish.internal_port} already")
+            others = self._mappings if len(wish.ports) > 1 else self._port_sets
+            require_no_overlap(wish, [other.wish for other in others.values()])
+        if until is not None and not now < until < math.inf:
+            raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {until!r}")
         now = self._advance(now)
-        due = False
-        while (key := self._timers.pop_due(now)) is not None:
-            due = True
-            reason, about = key
-            match reason:
-                case Timer.RETRANSMIT:
-                    self._on_overdue(typing.cast("_Exchange", about), now)
-                case Timer.FALLBACK:
-                    self._on_fallback(now)
-                case Timer.RECOVER:
-                    self._on_recover(now)
-                case Timer.ADDRESS:
-                    self._tell_waiting_grants()
-                case Timer.HOLD:
-                    self._wake_after_hold(now)
-                case _:
-                    self._on_mapping_timer(reason, typing.cast("_Mapping", about), now)
-        if due:
-            self._pump(now)
+        tracked = []
+        for wish in wishes:
+            self._last_id += 1
+            wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
+            tracked.append(self._track(Tracked(id=MappingId(self._last_id), wish=wish, until=until)))
+        return tracked
 
-    # --- answers
-
-    def _take(self, dialect: Dialect, outcome: Outcome, from_server: bool, now: float) -> None:
-        match outcome:
-            case Announcement():
-                self._heard(dialect, outcome.epoch, now)
-                if (probe := self._probe_of(dialect)) is not None:
-                    self._end(probe)
-                    self._adopt(dialect, now)
-            case AddressAnswer():
-                probe = self._probe_of(dialect) if from_server else None
-                if probe is None and outcome.address is None:
-                    self._unmatched += 1  # an error that nobody asked for proves nothing, least of all an epoch
-                    return
-                self._heard(dialect, outcome.epoch, now)
-                self._learn_address(outcome.address, now)
-                if probe is not None:
-                    self._end(probe)
-                    self._adopt(dialect, now)
-                    self._tell_waiting_grants()
-            case _:
-                self._on_map_answer(dialect, outcome, now)
-
-    def _on_map_answer(self, dialect: Dialect, answer: MapAnswer, now: float) -> None:
-        mapping = self._find(dialect, answer)
-        if mapping is None:
-            self._unmatched += 1
-            return
-        exchange = mapping.exchange
-        awaited = exchange is not None and exchange.dialect is dialect
-        if not awaited and not dialect.has_nonce:
-            # A copy of an answer we had. Only its epoch is of use (RFC 6886 section 3.6).
-            if mapping.dialect is dialect:
-                self._heard(dialect, answer.epoch, now)
-            else:
-                self._unmatched += 1
-            return
-        if awaited and not dialect.has_nonce and mapping.state is not MappingState.RELEASING and answer.is_deletion:
-            self._unmatched += 1  # a copy of the answer to an earlier delete of the same port
-            return
-        self._heard(dialect, answer.epoch, now)
-        self._refused_versions.clear()
-        self._adopt(dialect, now)
-        if mapping.state is MappingState.RELEASING:
-            self._on_delete_answer(dialect, mapping, answer, now)
-        elif answer.reason is not None:
-            self._on_refusal(mapping, answer.reason, answer.result_code, answer, now)
-        elif answer.lifetime == 0 or (answer.external_port == 0 and mapping.wish.internal_port != 0):
-            self._on_refusal(mapping, Reason.UNUSABLE_GRANT, answer.result_code, answer, now)
+    def _track(self, mapping: Tracked) -> Tracked:
+        self._mappings[mapping.id] = self._by_nonce[mapping.wish.nonce] = mapping
+        if mapping.is_errand:
+            self._releasing.setdefault(mapping.wish.target, mapping)
         else:
-            self._on_grant(dialect, mapping, answer, now)
+            self._wanted[mapping.wish.target] = mapping
+        if any(isinstance(option, pcp.PortSet) for option in mapping.wish.options):
+            self._port_sets[mapping.id] = mapping
+        if mapping.until is not None:
+            self._timers.set((Timer.DEADLINE, mapping), mapping.until)
+        self._tasks.append((Purpose.CREATE, mapping))
+        return mapping
 
-    def _on_grant(self, dialect: Dialect, mapping: _Mapping, answer: MapAnswer, now: float) -> None:
-        self._end(mapping.exchange)
-        mapping.move(_Input.GRANT)
-        mapping.dialect = dialect
-        mapping.generation = self._generation
-        mapping.lifetime = float(min(answer.lifetime, self._config.max_lifetime))
-        mapping.granted_at, mapping.expires_at = now, now + mapping.lifetime
-        mapping.retry_at, mapping.renewals, mapping.hold_until = None, 0, -math.inf
-        mapping.is_renewal_open = False
-        self._timers.cancel((Timer.RETRY, mapping))
-        self._timers.set((Timer.EXPIRE, mapping), mapping.expires_at)
-        self._schedule_renewal(mapping, now)
-        if answer.external_address is not None:
-            mapping.follows_gateway = False
-            self._learn_address(answer.external_address, now)
-            self._tell_grant(mapping, Endpoint(answer.external_address, answer.external_port))
-            return
-        # NAT-PMP does not tell the address with the port: ask, unless it was told only just now.
-        mapping.follows_gateway = True
-        mapping.wish = attrs.evolve(mapping.wish, external=Endpoint(self._external_address, answer.external_port))
-        if now - self._address_at >= _ADDRESS_FRESH:
-            self._address_wanted = True
-        if self._external_address is not None or mapping.told is not None:
-            self._tell_grant(mapping, mapping.wish.external)
-        else:
-            self._timers.set((Timer.ADDRESS, mapping), now + _ADDRESS_WAIT)
+    def _start_errand(self) -> None:
+        """Map the discard port for a moment, to learn the external address from the answer."""
+        wish = checked_wish(self._local, Protocol.UDP, _DISCARD_PORT, None, 0, None, _ERRAND_LIFETIME, ())
+        self._last_id += 1
+        wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
+        self._track(Tracked(id=MappingId(self._last_id), wish=wish, is_errand=True))
 
-    def _tell_grant(self, mapping: _Mapping, external: Endpoint) -> None:
-        """Say what is true now of a held mapping: new, moved or renewed."""
-        old, mapping.told = mapping.told, external
-        mapping.wish = attrs.evolve(mapping.wish, external=external)
-        self._timers.cancel((Timer.ADDRESS, mapping))
-        about = mapping.about(self._gateway)
-        about |= {"lifetime": mapping.lifetime, "expires_at": mapping.expires_at}
-        if old is None:
-            self._emit(MappingGranted(**about, external=external))
-        elif old != external:
-            self._emit(MappingChanged(**about, old=old, new=external))
-        else:
-            self._emit(MappingRenewed(**about, external=external))
+    def _resume(self, saved: list[snapshots.Saved], last_id: int, elapsed: float, is_here: bool, now: float) -> None:
+        """Take up the mappings of a snapshot. `is_here`: at the address where they were granted."""
+        for each in saved:
+            external = each.external
+            wish = checked_wish(
+                self._local,
+                each.protocol,
+                each.internal_port,
+                each.remote,
+                external.port,
+                external.address,
+                each.lifetime,
+                each.options,
+            )
+            if wish.target in self._wanted or each.nonce in self._by_nonce:
+                raise LocalProtocolError(f"a damaged snapshot: mapping {each.id} is there twice")
+            until = None if each.until is None else now + max(0.0, each.until - elapsed)
+            mapping = Tracked(id=MappingId(each.id), wish=attrs.evolve(wish, nonce=each.nonce), until=until)
+            if is_here and each.remaining is not None and each.remaining > elapsed:
+                mapping.maybe_there = True
+                mapping.dialect = self._dialects.get(each.version) if each.version is not None else None
+            self._track(mapping)
+        for each in saved:
+            mapping = self._mappings[MappingId(each.id)]
+            if each.twin is not None and mapping.wish.protocol == Protocol.UDP:
+                twin = self._mappings[MappingId(each.twin)]
+                mapping.pair = twin.pair = Pair(mapping, twin)
+        self._last_id = last_id
+        self._pump(now)
 
-    def _tell_waiting_grants(self) -> None:
-        """Tell the grants that wait for an external address, which is known now or will not be soon."""
-        for mapping in self._mappings.values():
-            if mapping.state is MappingState.HELD and mapping.told is None:
-                self._tell_grant(mapping, Endpoint(self._external_address, mapping.wish.external.port))
+    def _require_open(self) -> None:
+        if self._closing:
+            raise LocalProtocolError("the client is closed")
 
-    def _on_refusal(self, mapping: _Mapping, reason: Reason, code: int | None, answer: MapAnswer, now: float) -> None:
-        hold = self._bounded(answer.hold)
-        exchange, asked = mapping.exchange, mapping.exchange is not None
-        self._end(exchange)
-        if answer.server_wide:  # RFC 6887 section 11.4
-            self._hold_new_until = now + hold
-            self._wake_after_hold(now)
-        asked_to_renew = mapping.is_renewal_open if exchange is None else exchange.purpose is _Purpose.RENEW
-        if mapping.state is MappingState.HELD and asked_to_renew:
-            # The lease stands; the same request is not sent again within the error's lifetime (RFC 6887 section 8.3).
-            mapping.hold_until, mapping.is_renewal_open = now + hold, False
-            self._schedule_renewal(mapping, now + hold)
-        elif mapping.state is MappingState.HELD:
-            self._lose(mapping, reason, code, now + hold, now)
-        elif asked and reason in _HOPELESS:
-            self._finish(mapping, MappingFailed(**mapping.about(self._gateway), reason=reason, result_code=code))
-        elif asked:
-            self._refuse(mapping, reason, code, now + hold)
+    # --- another network
 
-    def _on_delete_answer(self, dialect: Dialect, mapping: _Mapping, answer: MapAnswer, now: float) -> None:
-        if answer.reason is None and not dialect.is_deleted(answer):
-            return  # a late answer to a request to map; the delete is still on its way
-        if answer.server_wide:  # RFC 6887 section 11.4
-            self._hold_all_until = now + self._bounded(answer.hold)
-            self._wake_after_hold(now)
-        self._released(mapping, confirmed=answer.reason is None)
-
-    def _on_version_error(self, error: VersionError, now: float) -> None:
-        """Go over to the version offered, at once and with the same request (RFC 6886 section 1.1, 6887 section 9)."""
-        offered = self._dialects.get(error.offered)
-        affected = [exchange for exchange in self._exchanges if exchange.dialect is not offered]
-        if self._is_proven_other_than(offered) or (not affected and offered is self._current) or not self._exchanges:
-            # Not believed: who answered with our nonce speaks its version. Or nothing new: each request that was under
-            # way draws its own error, and the first was enough.
-            self._unmatched += 1
-        elif offered is not None and affected and error.offered not in self._refused_versions:
-            self._refused_versions.update(exchange.dialect.version for exchange in affected)
-            self._contact()
-            self._adopt(offered, now)
-            self._is_certain = True
-        else:
-            self._refused_versions.clear()
-            self._contact()
-            self._current = None
-            self._refuse_all(Reason.UNSUPPORTED_VERSION, 1, now + self._bounded(error.hold), now)
-
-    def _find(self, dialect: Dialect, answer: MapAnswer) -> _Mapping | None:
-        """The mapping that an answer is about."""
-        if answer.internal_port is None:  # only the request under way can tell
-            candidates = [exchange.mapping for exchange in self._exchanges if exchange.dialect is dialect]
-        else:
-            target = (answer.protocol, answer.internal_port)
-            candidates = [self._releasing.get(target), self._wanted.get(target)]
-        for mapping in candidates:
-            if mapping is not None and dialect.is_for(answer, mapping.wish):
-                return mapping
-        return None
-
-    def _heard(self, dialect: Dialect, epoch: int | None, now: float) -> None:
-        """A believable datagram of the gateway: it is there, and its epoch says whether it lost its state."""
-        self._contact()
-        if self._current is not None and dialect is self._preferred and self._current is not dialect:
-            self._current_until = now  # it speaks the preferred protocol after all: the next request tries it
-        if epoch is None or not self._epochs[dialect.version].observe(epoch, now):
-            return
-        self._generation += 1
-        if self._timers.deadline((Timer.RECOVER, None)) is None:
-            at = max(now + recovery_delay(self._rng), self._last_recovery + self._config.recovery_interval)
-            self._timers.set((Timer.RECOVER, None), at)
-            self._emit(GatewayRestarted(gateway=self._gateway, recovery_at=at))
-
-    def _contact(self) -> None:
-        self._failures = 0
-        self._silent_until = -math.inf
-        if not self._unreachable:
-            return
-        self._unreachable = False
-        self._emit(GatewayRecovered(gateway=self._gateway))
-        for mapping in self._mappings.values():
-            if mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
-                self._retry_later(mapping, self._now)
-            elif mapping.state is MappingState.HELD and mapping.exchange is None and mapping.is_renewal_open:
-                self._schedule_renewal(mapping, self._now)  # it was put off
-
-    def _learn_address(self, address: IPAddress | None, now: float) -> None:
-        if address is None:
-            return
-        self._address_at = now
-        old, self._external_address = self._external_address, address
-        if old == address:
-            return
-        if old is None:
-            self._emit(ExternalAddressLearned(gateway=self._gateway, address=address))
-        else:
-            self._emit(ExternalAddressChanged(gateway=self._gateway, old=old, new=address))
-        for mapping in self._mappings.values():
-            if mapping.state is MappingState.HELD and mapping.follows_gateway:
-                self._tell_grant(mapping, Endpoint(address, mapping.wish.external.port))
-
-    # --- versions
-
-    def _is_proven_other_than(self, dialect: Dialect | None) -> bool:
-        """Whether a lease in force was granted with a nonce in another dialect, which no forger could have done."""
-        return any(
-            m.state is MappingState.HELD and m.dialect is not None and m.dialect.has_nonce and m.dialect is not dialect
-            for m in self._mappings.values()
-        )
-
-    @property
-    def _preferred(self) -> Dialect:
-        return next(iter(self._dialects.values()))
-
-    def _make_dialects(self) -> dict[int, Dialect]:
-        known: dict[int, Dialect] = {2: PcpDialect(self._local, self._rng), 0: NatPmpDialect()}
-        six = self._local.version == 6
-        dialects = {version: known[version] for version in self._config.versions if version == 2 or not six}
-        if not dialects:
-            raise LocalProtocolError("NAT-PMP is for IPv4; an IPv6 gateway needs version 2 in Config.versions")
-        return dialects
-
-    def _speaking(self, now: float) -> Dialect:
-        """The dialect for the next request. A lesser one is soon forgotten again (RFC 6886 section 1.1)."""
-        if self._current is None or now >= self._current_until:
-            self._current = None
-            return self._preferred
-        return self._current
-
-    def _adopt(self, dialect: Dialect, now: float) -> None:
-        """The gateway speaks this. What waits for an answer in another dialect is asked again in this one."""
-        if self._current is dialect:
-            return
-        self._current = dialect
-        self._is_certain = dialect is self._preferred
-        self._current_until = math.inf if dialect is self._preferred else now + self._config.version_memory
-        self._timers.cancel((Timer.FALLBACK, None))
-        if self._told_version != dialect.version:
-            if dialect is self._preferred:  # what was refused in a lesser protocol may be granted in this one
-                for refused in self._mappings.values():
-                    if refused.state is MappingState.REFUSED:
-                        self._retry_later(refused, now)
-            self._told_version = dialect.version
-            self._emit(VersionNegotiated(gateway=self._gateway, version=dialect.version))
-        again = []
-        for exchange in [exchange for exchange in self._exchanges if exchange.dialect is not dialect]:
-            mapping = exchange.mapping
-            self._end(exchange)
-            if mapping is not None:
-                again.append((exchange.purpose, mapping))
-        self._tasks.extendleft(reversed(again))
-
-    def _on_fallback(self, now: float) -> None:
-        """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
-        one, so that a single lost datagram does not decide."""
-        if not self._is_asking:
-            return
-        first = next(exchange for exchange in self._exchanges if exchange.purpose in _ASKING)
-        self._send(first.data, self._gateway, first)
-        for dialect in self._dialects.values():
-            if dialect is first.dialect:
-                continue
-            if self._has_room(dialect):
-                self._start(_Purpose.PROBE, None, dialect, now)
-            else:
-                self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
-
-    # --- time
-
-    def _on_overdue(self, exchange: _Exchange, now: float) -> None:
-        if exchange.limit is None or exchange.attempts < exchange.limit:
-            self._transmit(exchange, now)
-            if exchange.attempts == exchange.dialect.patience + 1:
-                self._on_patience_over(exchange, now)
-            return
-        mapping = exchange.mapping
-        self._end(exchange)
-        if exchange.purpose is _Purpose.ADDRESS:
-            self._tell_waiting_grants()
-        elif mapping is None:
-            self._give_up(Reason.NO_ANSWER, now)  # silent to both
-        elif exchange.purpose is _Purpose.DELETE:
-            self._released(mapping, confirmed=False)
-        elif mapping.state is MappingState.HELD:
-            if exchange.dialect.renewal_attempts > 1:
-                self._lose_contact(Reason.NO_ANSWER)
-            self._ask_again(mapping, now, now + self._config.min_hold)
-        else:
-            self._give_up(Reason.NO_ANSWER, now)
-
-    def _on_patience_over(self, exchange: _Exchange, now: float) -> None:
-        """A request that is sent for ever has met with silence for long enough to say so."""
-        mapping = exchange.mapping
-        if mapping is None or mapping.state is not MappingState.REQUESTING:
-            return
-        if self._current is not None and not self._current.supports(mapping.wish):
-            about = mapping.about(self._gateway)
-            self._finish(mapping, MappingFailed(**about, reason=Reason.NEEDS_PCP, result_code=None))
-            return
-        if any(other.purpose is _Purpose.PROBE for other in self._exchanges):
-            return  # the verdict comes when the other dialect has met with silence, too
-        if self._may_fall_back and not self._is_proven_other_than(None):
-            self._current = None  # it answered once, and may have been replaced
-            self._on_fallback(now)
-            return
-        self._lose_contact(Reason.NO_ANSWER)
-        about = mapping.about(self._gateway) | {"reason": Reason.NO_ANSWER, "result_code": None}
-        self._emit(MappingRefused(**about, retry_at=now + exchange.wait))
-
-    def _on_mapping_timer(self, reason: Timer, mapping: _Mapping, now: float) -> None:
-        match reason:
-            case Timer.RENEW:
-                mapping.renew_at = None
-                if mapping.exchange is None:
-                    self._tasks.append((_Purpose.RENEW, mapping))
-            case Timer.EXPIRE:
-                self._lose(mapping, Reason.EXPIRED, None, max(now, mapping.hold_until), now)
-            case Timer.RETRY:
-                mapping.move(_Input.RETRY)
-                mapping.retry_at = None
-                self._tasks.append((_Purpose.CREATE, mapping))
-            case _:
-                about = mapping.about(self._gateway)
-                self._release(mapping, MappingFailed(**about, reason=Reason.DEADLINE, result_code=None))
-
-    def _on_recover(self, now: float) -> None:
-        """Ask for everything again that was granted before the gateway lost its state (RFC 6887 section 14.1.3)."""
-        self._last_recovery = now
-        for mapping in self._mappings.values():
-            if mapping.state is MappingState.HELD and mapping.generation < self._generation:
-                self._end(mapping.exchange)
-                self._tasks.append((_Purpose.RECOVER, mapping))
-            elif mapping.state is MappingState.REFUSED:
-                self._retry_later(mapping, now)
-
-    def _schedule_renewal(self, mapping: _Mapping, earliest: float) -> None:
-        """The next try to renew that is not before `earliest`; none if the lease is over by then."""
-        dialect = mapping.dialect
-        assert dialect is not None
-        mapping.renew_at = None
-        self._timers.cancel((Timer.RENEW, mapping))
-        earliest = max(earliest, mapping.renewal_sent_at + dialect.renewal_gap)
-        attempt = mapping.renewals
-        while earliest < mapping.expires_at:
-            attempt += 1
-            at = mapping.granted_at + dialect.renewal(attempt, mapping.lifetime)
-            if at >= earliest:
-                mapping.renew_at, mapping.next_renewal = at, attempt
-                self._timers.set((Timer.RENEW, mapping), at)
-                return
-
-    def _ask_again(self, mapping: _Mapping, renew_after: float, recover_at: float) -> None:
-        """Nobody answered the request of a mapping that is held: renew later, or recover if the gateway lost it."""
-        if mapping.generation == self._generation:
-            self._schedule_renewal(mapping, renew_after)
-        else:
-            due = self._timers.deadline((Timer.RECOVER, None))
-            self._timers.set((Timer.RECOVER, None), recover_at if due is None else min(due, recover_at))
-
-    def _give_up(self, reason: Reason, now: float) -> None:
-        """The gateway does not answer at all: end what is under way, and try again after a growing wait."""
-        hold = min(self._config.min_hold * 2.0**self._failures, self._config.max_hold)
-        self._failures = min(self._failures + 1, 16)
-        self._silent_reason, self._silent_until = reason, now + hold
-        self._current = None
-        self._timers.cancel((Timer.FALLBACK, None))
-        self._lose_contact(reason)
-        self._refuse_all(reason, None, now + hold, now)
-
-    def _refuse_all(self, reason: Reason, code: int | None, retry_at: float, now: float) -> None:
-        for exchange in list(self._exchanges):
-            self._end(exchange)
-            mapping = exchange.mapping
-            if mapping is None:
-                continue
+    def _leave(
+        self, local: IPAddress, addresses: tuple[Address, ...], dialects: dict[int, Dialect], now: float
+    ) -> None:
+        """Another gateway or local address: delete what may be deleted from here, and take nothing along but wishes."""
+        is_elsewhere, has_moved = peers_of(addresses) != self._peers, local != self._local
+        for mapping in list(self._mappings.values()):
+            old = mapping.dialect
+            # Without a nonce, a delete that leaves from the new address would be obeyed there.
+            data = old.delete_request(mapping.wish) if old and (old.has_nonce or not has_moved) else None
+            if data is not None and mapping.maybe_there:
+                self._send(data, self.gateway, mapping)
             if mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
-            elif mapping.state is MappingState.HELD:
-                self._ask_again(mapping, min(retry_at, (now + mapping.expires_at) / 2), retry_at)
-        for mapping in list(self._mappings.values()):
-            if mapping.state is MappingState.REQUESTING:
-                self._refuse(mapping, reason, code, retry_at)
-            elif mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
-                self._retry_later(mapping, retry_at)
-        self._tasks = deque(task for task in self._tasks if task[1].state is not MappingState.REFUSED)
+            elif mapping.is_errand:
+                self._drop(mapping)
+            else:
+                self._take_along(mapping, local, is_elsewhere, now)
+        self._wanted = {mapping.wish.target: mapping for mapping in self._mappings.values()}
+        self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
+        self._at, self._tried = 0, 1
+        self._dialects = dialects
+        self._leases.clear()
+        self._external_address, self._told_version, self._prefixes = None, None, ()
+        self._address_at = -math.inf
 
-    def _bounded(self, hold: float) -> float:
-        """An error's lifetime as far as it is believed (RFC 6887 section 8.3): some gateways send 0."""
-        return min(max(hold, self._config.min_hold), self._config.max_hold)
+    def _take_along(self, mapping: Tracked, local: IPAddress, is_elsewhere: bool, now: float) -> None:
+        suggested = mapping.wish.external
+        if local.version != self._local.version:
+            suggested = Endpoint(None, suggested.port)
+        elif suggested.address is not None:
+            suggested = Endpoint(any_address(suggested.address), suggested.port)
+        family = mapping.wish.family if local.version == self._local.version else None
+        mapping.wish = attrs.evolve(mapping.wish, external=suggested, family=family)
+        if is_elsewhere:  # each server has nonces of its own (RFC 6887 section 11.2)
+            self._by_nonce.pop(mapping.wish.nonce, None)
+            mapping.wish = attrs.evolve(mapping.wish, nonce=self._rng.randbytes(12))
+            self._by_nonce[mapping.wish.nonce] = mapping
+        mapping.dialect, mapping.maybe_there = None, False
+        if mapping.is_held:
+            mapping.renew_at = None
+            mapping.expires_at = min(mapping.expires_at, now + _MOVE_GRACE)
+            self._arm(mapping)
 
-    def _wake_after_hold(self, now: float) -> None:
-        holds = [until for until in (self._hold_new_until, self._hold_all_until) if until > now]
-        if holds:
-            self._timers.set((Timer.HOLD, None), min(holds))
+    def _forget(self) -> None:
+        """Doubt whatever was learnt of the gateway, and put off nothing."""
+        self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
+        self._current, self._current_until, self._is_certain = None, -math.inf, False
+        self._refused_versions.clear()
+        self._failures, self._tried = 0, 1
+        self._silent_until = self._hold_new_until = self._hold_all_until = -math.inf
+        self._last_announcement = -math.inf
+        self._is_restart_told = False
+        for timer in (Timer.FALLBACK, Timer.RECOVER, Timer.HOLD):
+            self._timers.cancel((timer, None))
 
-    def _lose_contact(self, reason: Reason) -> None:
-        if not self._unreachable:
-            self._unreachable = True
-            self._emit(GatewayUnreachable(gateway=self._gateway, reason=reason))
-
-    # --- ends of a mapping
-
-    def _refuse(self, mapping: _Mapping, reason: Reason, code: int | None, retry_at: float) -> None:
-        mapping.move(_Input.REFUSE)
-        mapping.refused_by_silence = code is None
-        mapping.maybe_there = mapping.maybe_there and code is None
-        self._retry_later(mapping, retry_at)
-        about = mapping.about(self._gateway)
-        self._emit(MappingRefused(**about, reason=reason, result_code=code, retry_at=retry_at))
-
-    def _lose(self, mapping: _Mapping, reason: Reason, code: int | None, retry_at: float, now: float) -> None:
-        self._end(mapping.exchange)
-        mapping.move(_Input.LOSE)
-        mapping.refused_by_silence = mapping.maybe_there = False
-        mapping.told = mapping.renew_at = None
-        for timer in (Timer.EXPIRE, Timer.RENEW, Timer.ADDRESS):
-            self._timers.cancel((timer, mapping))
-        mapping.dialect = None
-        if not any(other.state is MappingState.HELD for other in self._mappings.values()):
-            self._current = None  # nothing proves any more which version it speaks
-        about = mapping.about(self._gateway)
-        self._emit(MappingLost(**about, reason=reason, result_code=code, retry_at=retry_at))
-        self._retry_later(mapping, retry_at)
-
-    def _retry_later(self, mapping: _Mapping, retry_at: float) -> None:
-        mapping.retry_at = retry_at
-        self._timers.set((Timer.RETRY, mapping), retry_at)
-
-    def _release(self, mapping: _Mapping, ending: MappingFailed | None) -> None:
-        """Delete it at the gateway if it may be there; `ending` is the terminal event, else MappingReleased."""
-        self._end(mapping.exchange)
-        mapping.move(_Input.RELEASE)
-        mapping.ending = ending
-        for timer in Timer:
-            self._timers.cancel((timer, mapping))
-        target = mapping.target
-        del self._wanted[target]
-        if mapping.maybe_there:
-            self._releasing[target] = mapping
-            self._tasks.append((_Purpose.DELETE, mapping))
-        else:
-            self._released(mapping, confirmed=True)
-
-    def _released(self, mapping: _Mapping, *, confirmed: bool) -> None:
-        released = MappingReleased(**mapping.about(self._gateway), confirmed=confirmed)
-        self._finish(mapping, mapping.ending or released)
-
-    def _finish(self, mapping: _Mapping, event: MappingFailed | MappingReleased) -> None:
-        self._end(mapping.exchange)
-        for timer in Timer:
-            self._timers.cancel((timer, mapping))
-        for table in (self._wanted, self._releasing):
-            if table.get(mapping.target) is mapping:
-                del table[mapping.target]
-        del self._mappings[mapping.id]
-        self._emit(event)
-
-    # --- exchanges
-
-    def _pump(self, now: float) -> None:
-        """Start what waits, in order, as far as the dialect lets requests be under way."""
-        self._end_idle_questions()
-        if self._address_wanted and not self._closing and (teller := self._address_teller()) and self._has_room(teller):
-            self._address_wanted = False
-            self._start(_Purpose.ADDRESS, None, teller, now)
-        put_off = []
-        while self._tasks and (now >= self._hold_all_until or self._closing):
-            purpose, mapping = self._tasks[0]
-            if mapping.id in self._mappings and mapping.has_use_for(purpose, self._generation):
-                dialect = self._speaking(now)
-                if not self._is_certain and not dialect.supports(mapping.wish):
-                    dialect = self._preferred  # it was silent, which proves nothing; what needs PCP is worth a wait
-                if purpose is _Purpose.DELETE and mapping.dialect is not None:
-                    dialect = mapping.dialect
-                if not self._has_room(dialect):
-                    break
-                if purpose is _Purpose.CREATE and self._has_to_wait(mapping, now):
-                    put_off.append((purpose, mapping))
-                else:
-                    self._start_task(purpose, mapping, dialect, now)
-            self._tasks.popleft()
-        self._tasks.extendleft(reversed(put_off))
-        if self._closing and not self._mappings and not self._closed:
-            self._finish_closing()
-
-    def _end_idle_questions(self) -> None:
-        """End what nobody wants to know any more, before it takes the place of another request."""
-        idle = set() if self._is_asking else {_Purpose.PROBE}
-        if self._closing:
-            idle.add(_Purpose.ADDRESS)
-        for exchange in [exchange for exchange in self._exchanges if exchange.purpose in idle]:
+    def _ask_for_everything(self, now: float) -> None:
+        """Start anew with every mapping, in the order of asking."""
+        for exchange in list(self._exchanges):
             self._end(exchange)
-
-    @property
-    def _is_asking(self) -> bool:
-        """Whether some mapping that is still wanted waits for an answer."""
-        return any(exchange.purpose in _ASKING for exchange in self._exchanges)
-
-    def _has_to_wait(self, mapping: _Mapping, now: float) -> bool:
-        """Whether a new request must wait: the gateway has no room, or still deletes another for the same port."""
-        return now < self._hold_new_until or mapping.target in self._releasing
-
-    def _start_task(self, purpose: _Purpose, mapping: _Mapping, dialect: Dialect, now: float) -> None:
-        if purpose is _Purpose.CREATE and now < self._silent_until:
-            self._refuse(mapping, self._silent_reason, None, self._silent_until)
-        elif dialect.supports(mapping.wish):
-            self._start(purpose, mapping, dialect, now)
-        else:
-            about = mapping.about(self._gateway)
-            self._finish(mapping, MappingFailed(**about, reason=Reason.NEEDS_PCP, result_code=None))
-
-    def _finish_closing(self) -> None:
-        self._timers.clear()
-        self._closed = True
-        self._emit(Closed(gateway=self._gateway))
-
-    def _has_room(self, dialect: Dialect) -> bool:
-        under_way = sum(exchange.dialect is dialect for exchange in self._exchanges)
-        return under_way < (1 if dialect.serial else self._config.window)
-
-    def _address_teller(self) -> Dialect | None:
-        """The dialect in which the gateway can be asked for its address alone, if we speak it."""
-        held = [m.dialect for m in self._mappings.values() if m.state is MappingState.HELD and m.follows_gateway]
-        return held[0] if held else None
-
-    def _probe_of(self, dialect: Dialect) -> _Exchange | None:
-        """The request under way that asks for nothing but a sign of life or the address."""
-        for exchange in self._exchanges:
-            if exchange.mapping is None and exchange.dialect is dialect:
-                return exchange
-        return None
-
-    @property
-    def _may_fall_back(self) -> bool:
-        return len(self._dialects) > 1 and not self._config.strict
-
-    def _start(self, purpose: _Purpose, mapping: _Mapping | None, dialect: Dialect, now: float) -> None:
-        limit = dialect.attempts
-        if mapping is None:
-            data = dialect.probe_request()
-            limit = _ADDRESS_ATTEMPTS if purpose is _Purpose.ADDRESS else limit
-        elif purpose is _Purpose.DELETE:
-            data = dialect.delete_request(mapping.wish)
-            limit = self._config.delete_attempts if mapping.dialect is not None else 1
-        else:
-            wish = mapping.wish
-            if mapping.until is not None:
-                wish = attrs.evolve(wish, lifetime=min(wish.lifetime, max(1, math.ceil(mapping.until - now))))
-            data = dialect.map_request(wish)
-            mapping.maybe_there = True
-            if purpose is _Purpose.RENEW:
-                limit, mapping.renewals = dialect.renewal_attempts, mapping.next_renewal
-                mapping.is_renewal_open, mapping.renewal_sent_at = True, now
-        exchange = _Exchange(purpose=purpose, mapping=mapping, dialect=dialect, data=data, limit=limit)
-        self._exchanges[exchange] = None
-        if mapping is not None:
-            mapping.exchange = exchange
-        if self._current is None and dialect is self._preferred and self._may_fall_back:
-            fallback = (Timer.FALLBACK, None)
-            if self._timers.deadline(fallback) is None and not any(
-                other.dialect is not dialect for other in self._exchanges
-            ):
-                self._timers.set(fallback, now + self._config.fallback_delay)
-        self._transmit(exchange, now)
-
-    def _transmit(self, exchange: _Exchange, now: float) -> None:
-        exchange.attempts += 1
-        exchange.wait = exchange.dialect.wait(exchange.attempts, exchange.wait or None)
-        self._send(exchange.data, self._gateway, exchange)
-        self._timers.set((Timer.RETRANSMIT, exchange), now + exchange.wait)
-
-    def _end(self, exchange: _Exchange | None) -> None:
-        if exchange is None:
-            return
-        self._exchanges.pop(exchange, None)
-        self._timers.cancel((Timer.RETRANSMIT, exchange))
-        if exchange.mapping is not None:
-            exchange.mapping.exchange = None
-
-    def _checked_wish(
-        self,
-        protocol: Protocol | int,
-        internal_port: int,
-        external_port: int,
-        external_address: str | IPAddress | None,
-        lifetime: int,
-        options: tuple[pcp.Option, ...],
-    ) -> Wish:
-        address = None if external_address is None else to_address(external_address)
-        request = pcp.MapRequest(
-            self._local,
-            bytes(12),
-            protocol,
-            internal_port,
-            external_port,
-            lifetime=lifetime,
-            options=tuple(options),
-        )
-        if lifetime == 0:
-            raise LocalProtocolError(f"lifetime must be from 1 to {MAX_LIFETIME} s; to delete a mapping, unmap it")
-        return Wish(
-            protocol=to_protocol(protocol),
-            internal_port=internal_port,
-            external=Endpoint(address, external_port),
-            lifetime=lifetime,
-            nonce=request.nonce,
-            options=request.options,
-        )
+        if self._diagnosis is not None:
+            self._diagnosis = Diagnosis(self._dialects.values())
+        self._tasks.clear()
+        self._put_off.clear()
+        self._generation += 1
+        self._last_recovery = now
+        for mapping in self._mappings.values():
+            if mapping.pair is not None:
+                mapping.pair.rounds, mapping.pair.is_following = 0, False
+            match mapping.state:
+                case MappingState.RELEASING:
+                    self._tasks.append((Purpose.DELETE, mapping))
+                case MappingState.HELD:
+                    purpose = Purpose.CONFIRM if mapping.dialect is not None else Purpose.RECOVER
+                    self._tasks.append((purpose, mapping))
+                case MappingState.REFUSED:
+                    self._retry(mapping)
+                case _:
+                    self._tasks.append((Purpose.CREATE, mapping))
 
 
-class _Input(enum.Enum):
-    GRANT = enum.auto()
-    REFUSE = enum.auto()
-    LOSE = enum.auto()
-    RETRY = enum.auto()
-    RELEASE = enum.auto()
-
-
-_TRANSITIONS = {
-    (MappingState.REQUESTING, _Input.GRANT): MappingState.HELD,
-    (MappingState.REQUESTING, _Input.REFUSE): MappingState.REFUSED,
-    (MappingState.REQUESTING, _Input.RELEASE): MappingState.RELEASING,
-    (MappingState.HELD, _Input.GRANT): MappingState.HELD,
-    (MappingState.HELD, _Input.LOSE): MappingState.REFUSED,
-    (MappingState.HELD, _Input.RELEASE): MappingState.RELEASING,
-    (MappingState.REFUSED, _Input.GRANT): MappingState.HELD,  # the gateway changed its mind unasked
-    (MappingState.REFUSED, _Input.RETRY): MappingState.REQUESTING,
-    (MappingState.REFUSED, _Input.RELEASE): MappingState.RELEASING,
-}
-"""The life of a mapping. What is not here cannot happen."""
-
-
-class _Purpose(enum.Enum):
-    CREATE = enum.auto()
-    RENEW = enum.auto()
-    RECOVER = enum.auto()
-    DELETE = enum.auto()
-    ADDRESS = enum.auto()
-    PROBE = enum.auto()
-
-
-_Target = tuple[Protocol | int, int]
-
-
-@attrs.define(kw_only=True, eq=False, repr=False)
-class _Mapping:
-    """What the client knows of one mapping."""
-
-    id: MappingId
-    wish: Wish  # its `external` is what to suggest: the caller's wish at first, then what was granted
-    until: float | None
-    state: MappingState = MappingState.REQUESTING
-    exchange: _Exchange | None = None
-    dialect: Dialect | None = None  # in which it was granted
-    told: Endpoint | None = None  # the endpoint of the last event, while it holds
-    follows_gateway: bool = False  # its external address is the gateway's, which is told apart from the grant
-    maybe_there: bool = False  # the gateway may have it
-    generation: int = 0
-    lifetime: float = 0.0
-    granted_at: float = 0.0
-    expires_at: float = 0.0
-    renew_at: float | None = None
-    renewals: int = 0  # how many times it should have been renewed when it was last tried
-    next_renewal: int = 0
-    renewal_sent_at: float = -math.inf
-    is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
-    retry_at: float | None = None
-    hold_until: float = -math.inf
-    refused_by_silence: bool = False
-    ending: MappingFailed | None = None
-
-    @property
-    def target(self) -> _Target:
-        return (self.wish.protocol, self.wish.internal_port)
-
-    def has_use_for(self, purpose: _Purpose, generation: int) -> bool:
-        """Whether a queued task is still to be done."""
-        if self.exchange is not None:
-            return False
-        match purpose:
-            case _Purpose.CREATE:
-                return self.state is MappingState.REQUESTING
-            case _Purpose.RENEW:
-                is_due = self.renew_at is None and self.generation == generation  # else a recovery does it
-                return self.state is MappingState.HELD and is_due
-            case _Purpose.RECOVER:
-                return self.state is MappingState.HELD and self.generation < generation
-            case _:
-                return self.state is MappingState.RELEASING
-
-    def move(self, what: _Input) -> None:
-        self.state = _TRANSITIONS[self.state, what]
-
-    def about(self, gateway: Address) -> dict[str, typing.Any]:
-        """The fields that every event of a mapping has."""
-        protocol, port = self.target
-        return {"gateway": gateway, "mapping": self.id, "protocol": protocol, "internal_port": port}
-
-    def look(self) -> Mapping:
-        held = self.state is MappingState.HELD
-        return Mapping(
-            id=self.id,
-            state=self.state,
-            protocol=self.wish.protocol,
-            internal_port=self.wish.internal_port,
-            remote=None,
-            external=self.told if held else None,
-            lifetime=self.lifetime if held else None,
-            expires_at=self.expires_at if held else None,
-            renew_at=self.renew_at,
-            retry_at=self.retry_at,
-            options=self.wish.options,
-        )
-
-
-@attrs.define(kw_only=True, eq=False, repr=False)
-class _Exchange:
-    """One request and the wait for its answer."""
-
-    purpose: _Purpose
-    mapping: _Mapping | None
-    dialect: Dialect
-    data: bytes
-    limit: int | None
-    attempts: int = 0
-    wait: float = 0.0
-
-
-_FALLBACK_RETRY = 1.0  # s until the other dialect is tried again that had no room
-_ASKING = (_Purpose.CREATE, _Purpose.RENEW, _Purpose.RECOVER)
-_TimerKey = tuple[Timer, "_Mapping | _Exchange | None"]
-
-_HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL})
-_ADDRESS_FRESH = 60.0  # s for which a NAT-PMP gateway is not asked for its address again
-_ADDRESS_ATTEMPTS = 4  # before the question for the address makes room for other requests
-_ADDRESS_WAIT = 2.0  # s for which a NAT-PMP grant waits for the external address before it is told without
+_MOVE_GRACE = 30.0  # s for which a mapping counts as held after the network has changed
+_DISCARD_PORT, _ERRAND_LIFETIME = 9, 120  # RFC 6887 sections 11.6 and 15

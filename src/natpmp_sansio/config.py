@@ -41,7 +41,8 @@ class Config(Value):
     """The client role.
 
     versions: the protocols to speak, the preferred one first: 2 is PCP, 0 is NAT-PMP.
-    strict: go over to NAT-PMP only where the RFCs allow it, that is after a version error, never after silence.
+    strict: go by the letter of the RFCs. NAT-PMP is spoken after a version error only, never after silence, and from
+        private addresses only; `Oddity` says what else is not put up with.
     window: how many PCP requests may wait for their answers at once. In NAT-PMP it is always one.
     fallback_delay: how long a gateway may be silent to PCP before it is asked in NAT-PMP as well. At most 2.5 s: a PCP
         renewal is a single packet, whose answer is waited for hardly longer.
@@ -50,6 +51,8 @@ class Config(Value):
     min_hold, max_hold: the bounds of the wait after a refusal or silence, whatever the gateway asks for.
     max_lifetime: the longest lease that is believed.
     recovery_interval: the shortest time between two recoveries of one gateway, however often it seems to restart.
+    any_internal_port: internal port 0 asks for any port, the same inside and outside, as some VPNs understand it. It
+        is no part of NAT-PMP, so it goes with `versions=(0,)` alone; in PCP port 0 means all ports.
     """
 
     versions: tuple[int, ...] = attrs.field(default=(2, 0), converter=_to_versions, validator=_VERSIONS)
@@ -62,6 +65,11 @@ class Config(Value):
     max_hold: float = attrs.field(default=1800.0, validator=_SECONDS)
     max_lifetime: int = attrs.field(default=86400, validator=_COUNT)
     recovery_interval: float = attrs.field(default=30.0, validator=_SECONDS)
+    any_internal_port: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.any_internal_port and self.versions != (0,):
+            raise LocalProtocolError("Config.any_internal_port is for NAT-PMP alone: set versions=(0,) as well")
 
 
 _TUPLE_OF_PROTOCOLS = _check(

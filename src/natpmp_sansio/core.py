@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import typing
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from ipaddress import ip_address
 
 from .errors import LocalProtocolError
 from .events import Address, Event, Output, SendDatagram
 from .timers import TimerQueue
-from .wire.fields import pack_address
+from .wire.fields import pack_address, unpack_address
 
 
 class Core(typing.Protocol):
@@ -78,6 +78,27 @@ def checked_peer(addr: Address, what: str) -> PeerKey:
     if key is None or not 0 < key[1] <= 65535:
         raise LocalProtocolError(f"{what} must be a socket address such as ('192.168.1.1', 5351), not {addr!r}")
     return key
+
+
+def checked_addresses(gateway: Address | Sequence[Address]) -> tuple[Address, ...]:
+    """The addresses of a gateway, which our caller gave as one or as several.
+
+    Raises:
+        LocalProtocolError: one of them is none.
+    """
+    is_several = isinstance(gateway, list | tuple) and bool(gateway) and not isinstance(gateway[0], str)
+    addresses = typing.cast("tuple[Address, ...]", tuple(gateway) if is_several else (gateway,))
+    for address in addresses:
+        peer = checked_peer(address, "gateway")
+        if unpack_address(peer[0]).is_link_local and len(address) == 2 and ":" in address[0]:
+            raise LocalProtocolError(
+                f"a link-local gateway needs its scope id: ({address[0]!r}, {address[1]}, 0, 2), say"
+            )
+    return addresses
+
+
+def peers_of(addresses: tuple[Address, ...]) -> tuple[PeerKey, ...]:
+    return tuple(checked_peer(address, "gateway") for address in addresses)
 
 
 def same_host(a: PeerKey, b: PeerKey) -> bool:
@@ -165,7 +186,7 @@ class Multiplexer:
     """
 
     def __init__(self, *cores: Core) -> None:
-        peers = [key for core in cores if (key := peer_key(getattr(core, "gateway", None)))]
+        peers = [key for core in cores for each in getattr(core, "gateways", ()) if (key := peer_key(each))]
         if len(set(peers)) < len(peers):
             raise LocalProtocolError("two clients for the same gateway cannot share a socket")
         self._cores = cores

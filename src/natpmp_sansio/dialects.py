@@ -12,25 +12,17 @@ import typing
 import attrs
 
 from . import retransmission
+from .addresses import is_private
+from .config import Config
 from .epoch import EpochCheck, NatPmpEpoch, PcpEpoch
+from .errors import LocalProtocolError
 from .events import Reason
 from .wire import Message, natpmp, pcp
 from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address
+from .wishes import Wish
 
 LONG_HOLD = 1800.0
 """How long an error lasts, in seconds, that does not say so itself (RFC 6887 section 7.4)."""
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Wish(Value):
-    """What a mapping request is about. `external` is what to suggest; its parts may be None and 0."""
-
-    protocol: Protocol | int
-    internal_port: int
-    external: Endpoint
-    lifetime: int
-    nonce: bytes
-    options: tuple[pcp.Option, ...] = ()
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -40,9 +32,11 @@ class MapAnswer(Value):
     protocol: Protocol | int
     internal_port: int | None
     nonce: bytes = b""
+    remote: Endpoint | None = None
     external_port: int = 0
     external_address: IPAddress | None = None
     lifetime: int = 0
+    options: tuple[pcp.Option, ...] = ()
     epoch: int | None
     reason: Reason | None = None
     result_code: int = 0
@@ -62,6 +56,8 @@ class AddressAnswer(Value):
 
     address: IPAddress | None
     epoch: int | None
+    reason: Reason | None = None
+    result_code: int = 0
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -69,6 +65,9 @@ class Announcement(Value):
     """The gateway is there, and this is its epoch."""
 
     epoch: int
+    reason: Reason | None = None
+    result_code: int = 0
+    options: tuple[pcp.Option, ...] = ()
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -108,12 +107,20 @@ class Dialect(typing.Protocol):
     """The same for one try to renew."""
     renewal_gap: float
     """Seconds from one try to renew to the next, at least."""
+    probe_attempts: int
+    """How often `probe_request` is sent when the caller wants to know."""
     patience: int
     """After how many unanswered transmissions the gateway counts as silent."""
     serial: bool
     """Whether there may be only one request at a time."""
     has_nonce: bool
     """Whether an answer proves that its sender has seen a request, so that it may come at any time."""
+    tells_address: bool
+    """Whether `probe_request` asks for the external address; else only a mapping tells it."""
+
+    def serves(self, local: IPAddress, *, strict: bool) -> bool:
+        """Whether it can be spoken from that address; `strict`: and is meant to be."""
+        ...
 
     def supports(self, wish: Wish) -> bool:
         """Whether it can ask for all of that wish."""
@@ -124,7 +131,10 @@ class Dialect(typing.Protocol):
         ...
 
     def map_request(self, wish: Wish) -> bytes: ...
-    def delete_request(self, wish: Wish) -> bytes: ...
+    def delete_request(self, wish: Wish) -> bytes | None:
+        """None: there is no request that would delete this mapping and nothing else."""
+        ...
+
     def wait(self, attempt: int, previous: float | None) -> float:
         """Seconds to wait for an answer to the attempt-th transmission; `previous` is the wait before it."""
         ...
@@ -142,26 +152,43 @@ class Dialect(typing.Protocol):
         """Whether this is the answer to requests for that wish."""
         ...
 
+    def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
+        """Whether it would be that answer, had the gateway not kept a part of the port only."""
+        ...
+
+    def mend(self, data: bytes) -> bytes | None:
+        """A response from which only the response bit is missing, with it; None: that is not all that is amiss."""
+        ...
+
     def is_deleted(self, answer: MapAnswer) -> bool:
         """Whether an answer to a delete request says that it is done, and is not a late answer to another one."""
         ...
 
 
 class NatPmpDialect:
-    """RFC 6886."""
+    """RFC 6886. `any_internal_port`: what a VPN makes of internal port 0, see `Config`."""
 
     version = natpmp.VERSION
     attempts: int | None = retransmission.NAT_PMP_ATTEMPTS
     renewal_attempts = retransmission.NAT_PMP_ATTEMPTS
     renewal_gap = 0.0
+    probe_attempts = 4  # within four seconds
     patience = retransmission.NAT_PMP_ATTEMPTS
     serial = True  # section 3.1
     has_nonce = False
+    tells_address = True
+
+    def __init__(self, *, any_internal_port: bool = False) -> None:
+        self._any_internal_port = any_internal_port
+
+    def serves(self, local: IPAddress, *, strict: bool) -> bool:
+        return local.version == 4 and (is_private(local) or not strict)  # section 3
 
     def supports(self, wish: Wish) -> bool:
         """An option that a server may ignore may be left out; nothing else that was asked for may."""
-        served = wish.protocol in (Protocol.TCP, Protocol.UDP) and wish.internal_port != 0
-        return served and not any(option.mandatory for option in wish.options)
+        served = wish.protocol in (Protocol.TCP, Protocol.UDP) and (wish.internal_port != 0 or self._any_internal_port)
+        is_plain = wish.remote is None and wish.family is None
+        return served and is_plain and not any(option.mandatory for option in wish.options)
 
     def probe_request(self) -> bytes:
         return natpmp.ExternalAddressRequest().encode()
@@ -170,8 +197,10 @@ class NatPmpDialect:
         protocol = Protocol(wish.protocol)
         return natpmp.MapRequest(protocol, wish.internal_port, wish.external.port, wish.lifetime).encode()
 
-    def delete_request(self, wish: Wish) -> bytes:
-        return natpmp.MapRequest(Protocol(wish.protocol), wish.internal_port, 0, 0).encode()  # section 3.4
+    def delete_request(self, wish: Wish) -> bytes | None:
+        # Section 3.4; with internal port 0 it would delete all. Where 0 asked for any port, it is the same inside.
+        port = wish.internal_port or wish.external.port
+        return natpmp.MapRequest(Protocol(wish.protocol), port, 0, 0).encode() if port else None
 
     def wait(self, attempt: int, previous: float | None) -> float:
         return retransmission.nat_pmp_wait(attempt)
@@ -184,8 +213,12 @@ class NatPmpDialect:
 
     def read(self, message: Message) -> Outcome | None:
         match message:
-            case natpmp.ExternalAddressResponse(result_code=code):
-                return AddressAnswer(address=message.external_address if code == 0 else None, epoch=message.epoch)
+            case natpmp.ExternalAddressResponse(result_code=code, external_address=address):
+                reason, _ = self._reason(code)
+                if reason is None and address == any_address(address):
+                    reason = Reason.NETWORK_FAILURE
+                known = address if reason is None else None
+                return AddressAnswer(address=known, epoch=message.epoch, reason=reason, result_code=int(code))
             case natpmp.MapResponse(result_code=code):
                 reason, hold = self._reason(code)
                 return MapAnswer(
@@ -199,8 +232,9 @@ class NatPmpDialect:
                     result_code=int(code),
                     hold=hold,
                 )
-            case natpmp.ErrorResponse(opcode=0):
-                return AddressAnswer(address=None, epoch=message.epoch)
+            case natpmp.ErrorResponse(opcode=0, result_code=code):
+                reason, _ = self._reason(code)
+                return AddressAnswer(address=None, epoch=message.epoch, reason=reason, result_code=int(code))
             case natpmp.ErrorResponse(opcode=1 | 2 as opcode):
                 reason, hold = self._reason(message.result_code)
                 return MapAnswer(
@@ -215,7 +249,17 @@ class NatPmpDialect:
                 return None
 
     def is_for(self, answer: MapAnswer, wish: Wish) -> bool:
-        return answer.protocol == wish.protocol and answer.internal_port in (None, wish.internal_port)
+        # In answer to internal port 0 some say 0 and some the assigned port: only the opcode tells (field notes).
+        is_same = answer.internal_port in (None, wish.internal_port) or wish.internal_port == 0
+        return is_same and answer.protocol == wish.protocol
+
+    def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
+        port = wish.internal_port
+        return answer.protocol == wish.protocol and port > 0xFF and answer.internal_port == port & 0xFF
+
+    def mend(self, data: bytes) -> bytes | None:
+        is_answer = len(data) == _ANSWER_SIZES.get(data[1])
+        return bytes((data[0], data[1] | 0x80, *data[2:])) if is_answer else None
 
     def is_deleted(self, answer: MapAnswer) -> bool:
         return answer.lifetime == 0  # whatever the port: some gateways repeat the old one
@@ -233,13 +277,18 @@ class PcpDialect:
     attempts: int | None = None  # section 8.1.1: MRC and MRD are 0
     renewal_attempts = 1  # section 11.2.1
     renewal_gap = retransmission.MIN_RENEWAL_GAP
+    probe_attempts = 2  # within ten seconds
     patience = retransmission.PCP_MULTI_ADDRESS_ATTEMPTS
     serial = False
     has_nonce = True
+    tells_address = False
 
     def __init__(self, client_address: IPAddress, rng: random.Random) -> None:
         self._client_address = client_address
         self._rng = rng
+
+    def serves(self, local: IPAddress, *, strict: bool) -> bool:
+        return True
 
     def supports(self, wish: Wish) -> bool:
         return True
@@ -250,11 +299,14 @@ class PcpDialect:
     def map_request(self, wish: Wish) -> bytes:
         return self._request(wish, wish.external.port, wish.external.address, wish.lifetime)
 
-    def delete_request(self, wish: Wish) -> bytes:
+    def delete_request(self, wish: Wish) -> bytes | None:
+        if wish.remote is not None:
+            return None  # PEER deletes nothing (section 12.3); the flow's own end does
         # Port zero, and the all-zeros address of the family of the mapping (section 15.1, erratum 3621).
         address = wish.external.address
         kept = tuple(o for o in wish.options if not isinstance(o, pcp.PreferFailure | pcp.Filter))  # section 11.3
-        return self._request(attrs.evolve(wish, options=kept), 0, None if address is None else any_address(address), 0)
+        zeros = None if address is None else any_address(address)
+        return self._request(attrs.evolve(wish, options=kept), 0, zeros, 0)
 
     def wait(self, attempt: int, previous: float | None) -> float:
         return retransmission.pcp_wait(previous, self._rng)
@@ -267,19 +319,27 @@ class PcpDialect:
 
     def read(self, message: Message) -> Outcome | None:
         match message:
-            case pcp.AnnounceResponse():
-                return Announcement(epoch=message.epoch)
-            case pcp.MapResponse(result_code=code):
-                reason = None if code == 0 else _PCP_REASONS.get(code, Reason.OTHER)
+            case pcp.AnnounceResponse(result_code=code):
+                return Announcement(
+                    epoch=message.epoch, reason=self._reason(code), result_code=int(code), options=message.options
+                )
+            case pcp.ErrorResponse(opcode=pcp.ANNOUNCE, result_code=code, epoch=int(epoch)):
+                return Announcement(epoch=epoch, reason=self._reason(code), result_code=int(code))
+            case pcp.MapResponse(result_code=code) | pcp.PeerResponse(result_code=code):
+                remote = None
+                if isinstance(message, pcp.PeerResponse):
+                    remote = Endpoint(message.remote_address, message.remote_port)
                 return MapAnswer(
                     protocol=message.protocol,
                     internal_port=message.internal_port,
                     nonce=message.nonce,
+                    remote=remote,
                     external_port=message.external_port,
                     external_address=message.external_address,
                     lifetime=message.lifetime,
+                    options=message.options,
                     epoch=message.epoch,
-                    reason=reason,
+                    reason=self._reason(code),
                     result_code=int(code),
                     hold=float(message.lifetime) if code else 0.0,
                     server_wide=code == pcp.ResultCode.NO_RESOURCES,
@@ -288,25 +348,56 @@ class PcpDialect:
                 return None
 
     def is_for(self, answer: MapAnswer, wish: Wish) -> bool:
-        return (answer.nonce, answer.protocol, answer.internal_port) == (wish.nonce, wish.protocol, wish.internal_port)
+        # Sections 11.4 and 12.4. The nonce is new for each mapping, so it stands for the internal address as well.
+        return (answer.nonce, answer.protocol, answer.internal_port, answer.remote) == (
+            wish.nonce,
+            wish.protocol,
+            wish.internal_port,
+            wish.remote,
+        )
+
+    def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
+        return False
+
+    def mend(self, data: bytes) -> bytes | None:
+        return None  # without the bit it is a request, and dropped (section 8.3)
 
     def is_deleted(self, answer: MapAnswer) -> bool:
         # A server may keep it for as long as traffic would (section 15), but it copies the request's port of zero.
         return answer.lifetime == 0 or answer.external_port == 0
 
     def _request(self, wish: Wish, port: int, address: IPAddress | None, lifetime: int) -> bytes:
-        return pcp.MapRequest(
-            self._client_address,
-            wish.nonce,
-            wish.protocol,
-            wish.internal_port,
-            port,
-            any_address(self._client_address) if address is None else address,
-            lifetime,
-            wish.options,
-        ).encode()
+        head = (self._client_address, wish.nonce, wish.protocol, wish.internal_port)
+        tail = (port, any_address(self._client_address) if address is None else address, lifetime, wish.options)
+        if wish.remote is None:
+            return pcp.MapRequest(*head, *tail).encode()
+        remote = wish.remote.address
+        assert remote is not None  # checked when it was wished for
+        return pcp.PeerRequest(*head, wish.remote.port, remote, *tail).encode()
+
+    @staticmethod
+    def _reason(code: pcp.ResultCode) -> Reason | None:
+        return None if code == pcp.ResultCode.SUCCESS else _PCP_REASONS.get(code, Reason.OTHER)
 
 
+def make_dialects(local: IPAddress, config: Config, rng: random.Random) -> dict[int, Dialect]:
+    """The dialects that are configured and can be spoken from the `local` address, the preferred one first.
+
+    Raises:
+        LocalProtocolError: there is none.
+    """
+    known: dict[int, Dialect] = {
+        pcp.VERSION: PcpDialect(local, rng),
+        natpmp.VERSION: NatPmpDialect(any_internal_port=config.any_internal_port),
+    }
+    for strict in (config.strict, False):  # what is not meant for this address will do if there is no other
+        served = {each: known[each] for each in config.versions if known[each].serves(local, strict=strict)}
+        if served:
+            return served
+    raise LocalProtocolError("NAT-PMP is for IPv4; an IPv6 gateway needs version 2 in Config.versions")
+
+
+_ANSWER_SIZES = {0: 12, 1: 16, 2: 16}  # NAT-PMP answers by opcode; requests are 2 and 12 octets long
 _NAT_PMP_REASONS = {
     natpmp.ResultCode.NOT_AUTHORIZED: Reason.NOT_AUTHORIZED,
     natpmp.ResultCode.NETWORK_FAILURE: Reason.NETWORK_FAILURE,
@@ -326,4 +417,7 @@ _PCP_REASONS = {
     pcp.ResultCode.CANNOT_PROVIDE_EXTERNAL: Reason.CANNOT_PROVIDE_EXTERNAL,
     pcp.ResultCode.ADDRESS_MISMATCH: Reason.ADDRESS_MISMATCH,
     pcp.ResultCode.EXCESSIVE_REMOTE_PEERS: Reason.NO_RESOURCES,
+    pcp.ResultCode.THIRD_PARTY_ID_UNKNOWN: Reason.THIRD_PARTY_ID,
+    pcp.ResultCode.THIRD_PARTY_MISSING_OPTION: Reason.THIRD_PARTY_ID,
+    pcp.ResultCode.UNSUPP_THIRD_PARTY_ID_LENGTH: Reason.THIRD_PARTY_ID,
 }

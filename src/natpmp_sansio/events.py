@@ -35,13 +35,18 @@ class Reason(enum.Enum):
     UNSUPPORTED_OPTION = "the gateway does not know, or does not allow, an option that was asked for"
     UNSUPPORTED_PROTOCOL = "the gateway cannot map this protocol"
     UNSUPPORTED_VERSION = "the gateway speaks no version of the protocols that this client speaks"
-    UNUSABLE_GRANT = "the gateway agreed, but to a lifetime or port of zero"
+    UNUSABLE_GRANT = "the gateway agreed, but to a lifetime or port that cannot be meant"
+    DELETED = "the gateway ended the mapping"
+    THIRD_PARTY_ID = "the gateway does not know the THIRD_PARTY_ID, or not without THIRD_PARTY, or not in this length"
     OTHER = "the gateway answered with a result code that the RFCs do not define"
     NO_ANSWER = "the gateway does not answer: it may not speak NAT-PMP or PCP, or have it switched off"
     UNREACHABLE = "the gateway's port is closed: it does not speak NAT-PMP or PCP, or has it switched off"
     NEEDS_PCP = "the gateway speaks only NAT-PMP, and what was asked for needs PCP"
     EXPIRED = "the lease ran out before the gateway renewed it"
     DEADLINE = "its own deadline has passed"
+    NETWORK_CHANGED = "this host has another address or gateway now, and it could not be had again there so far"
+    DOUBLE_NAT = "the gateway's external address is a private one: there is another NAT behind it"
+    CGNAT = "the gateway's external address is shared by the provider's customers (carrier-grade NAT)"
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -238,6 +243,79 @@ class GatewayRecovered(Value):
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
+class DoubleNatSuspected(Value):
+    """Its external address cannot be reached from the internet, so mappings may reach no further than the next NAT.
+
+    `reason` is DOUBLE_NAT or CGNAT. After ExternalAddressLearned or Changed; the mappings work on, as far as they do.
+    """
+
+    gateway: Address
+    address: IPAddress
+    reason: Reason
+
+    def describe(self) -> str:
+        return f"{self.reason.value} ({self.address})"
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class PairSplit(Value):
+    """The gateway cannot, or will not, give TCP and UDP of one port the same external port; each has its own.
+
+    The grants follow. Once, until they agree again or everything is asked for anew.
+    """
+
+    gateway: Address
+    tcp: MappingId
+    udp: MappingId
+
+    def describe(self) -> str:
+        return "the gateway gives TCP and UDP different external ports"
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Finding(Value):
+    """What a probe found out about one protocol.
+
+    `reason` says why it cannot be used, None that it can. `result_code` and `epoch` (s) are what came back, None if
+    nothing did. `round_trip` is the time (s) from the last transmission to the answer.
+    """
+
+    version: int
+    reason: Reason | None = None
+    result_code: int | None = None
+    epoch: int | None = None
+    round_trip: float | None = None
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether the gateway speaks it, even if only to refuse."""
+        return self.result_code is not None and self.reason is not Reason.UNSUPPORTED_VERSION
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ProbeCompleted(Value):
+    """What `Client.probe` found out, with one finding for each protocol that was asked for, in that order.
+
+    `reason` says why mappings would not work, or would not reach the internet; None: nothing speaks against them.
+    """
+
+    gateway: Address
+    findings: tuple[Finding, ...]
+    external_address: IPAddress | None
+    reason: Reason | None
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The protocols that the gateway speaks: 2 is PCP, 0 is NAT-PMP."""
+        return tuple(finding.version for finding in self.findings if finding.is_spoken)
+
+    def describe(self) -> str:
+        names = " and ".join("PCP" if version == 2 else "NAT-PMP" for version in self.versions)
+        spoken = f"the gateway speaks {names}" if names else "the gateway speaks neither protocol"
+        return spoken if self.reason is None else f"{spoken}: {self.reason.value}"
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class AnnouncementsUnavailable(Value):
     """From an adapter: port 5350 cannot be listened on, so restarts are noticed at the next renewal only."""
 
@@ -344,6 +422,9 @@ Event = (
     | GatewayRestarted
     | GatewayUnreachable
     | GatewayRecovered
+    | DoubleNatSuspected
+    | PairSplit
+    | ProbeCompleted
     | AnnouncementsUnavailable
     | Closed
     | MappingCreated

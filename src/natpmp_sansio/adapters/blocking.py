@@ -13,12 +13,13 @@ import time
 import typing
 from collections.abc import Iterator
 
-from ..client import Client, Mapping, Wishes
+from ..client import Client, Wishes
 from ..config import Config
 from ..core import Core, HostCore
 from ..errors import LocalProtocolError
 from ..events import Address, AnnouncementsUnavailable, Event, MappingError, MappingGranted, MappingId
 from ..gateway import Gateway
+from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
 from . import _sockets
 from ._driver import Driver, Unclaimed, datagrams_log

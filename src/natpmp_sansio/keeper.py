@@ -1,0 +1,1195 @@
+"""What keeps a client's mappings: bytes and time in, and all that follows from them.
+
+Theory of operation. A mapping is a wish with a state (the table in `lifecycle.py`). Whenever something has to be asked
+for it, a task goes into one queue; `_pump` starts tasks as far as the dialect allows requests to be under way. A
+started task is an exchange: one datagram, sent again on the dialect's schedule until it is answered, given up or
+overtaken. Every answer is matched, run through the epoch check, and only then believed.
+
+The gateway's losses of state are counted in generations: what was granted in an earlier one is asked for again.
+`client.py` adds what a caller can say and ask.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import typing
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from .config import Config
+from .core import Machine, PeerKey, checked_addresses, peer_key, peers_of, same_host
+from .diagnosis import Diagnosis, reason_of
+from .dialects import (
+    AddressAnswer,
+    Announcement,
+    Dialect,
+    MapAnswer,
+    Outcome,
+    VersionError,
+    make_dialects,
+    read_version_error,
+)
+from .errors import DecodeError
+from .events import (
+    Address,
+    Closed,
+    DoubleNatSuspected,
+    Event,
+    ExternalAddressChanged,
+    ExternalAddressLearned,
+    Finding,
+    GatewayRecovered,
+    GatewayRestarted,
+    GatewayUnreachable,
+    MappingChanged,
+    MappingFailed,
+    MappingGranted,
+    MappingId,
+    MappingLost,
+    MappingRefused,
+    MappingReleased,
+    MappingRenewed,
+    PairSplit,
+    Reason,
+    VersionNegotiated,
+)
+from .lifecycle import ASKING, DELETING, Exchange, Input, MappingState, Pair, Purpose, Timer, Tracked
+from .retransmission import recovery_delay
+from .stats import Oddity, Rejected
+from .wire import Message, decode, is_response, pcp
+from .wire.fields import Endpoint, IPAddress, any_address, to_address
+from .wishes import Target
+
+TimerKey = tuple[Timer, Tracked | Exchange | None]
+Task = tuple[Purpose, Tracked]
+
+
+class Keeper(Machine[TimerKey]):
+    """Keeps what is wanted at one gateway. See `Client`."""
+
+    def __init__(
+        self,
+        gateway: Address | Sequence[Address],
+        *,
+        local_address: str | IPAddress,
+        config: Config | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__()
+        self._config = config or Config()
+        self._rng = rng or random.SystemRandom()
+        self._addresses = checked_addresses(gateway)
+        self._peers = peers_of(self._addresses)
+        self._at = 0  # which of them is in use
+        self._tried = 1  # how many of them, since the last answer
+        self._local = to_address(local_address)
+        self._dialects = make_dialects(self._local, self._config, self._rng)
+        self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
+
+        self._mappings: dict[MappingId, Tracked] = {}
+        self._wanted: dict[Target, Tracked] = {}
+        self._releasing: dict[Target, Tracked] = {}  # what another request for the same target waits for
+        self._by_nonce: dict[bytes, Tracked] = {}
+        self._port_sets: dict[MappingId, Tracked] = {}
+        self._leases: Counter[int] = Counter()  # how many mappings are held, by version
+        self._nameless: dict[Tracked, None] = {}  # held, and waiting for the external address to be told
+        self._last_id = 0
+        self._tasks: deque[Task] = deque()
+        self._put_off: deque[Task] = deque()
+        self._exchanges: dict[Exchange, None] = {}
+        self._diagnosis: Diagnosis | None = None
+
+        self._current: Dialect | None = None  # what the gateway was last found to speak
+        self._current_until = -math.inf
+        self._is_certain = False  # whether the gateway itself said so, or was only silent to the other version
+        self._told_version: int | None = None
+        self._refused_versions: set[int] = set()
+        self._external_address: IPAddress | None = None
+        self._prefixes: tuple[pcp.Prefix64, ...] = ()
+        self._address_wanted = False
+        self._address_asked = False  # by the caller, who gets an event even if it is the same
+        self._address_at = -math.inf
+
+        self._failures = 0
+        self._silent_reason = Reason.NO_ANSWER
+        self._silent_until = -math.inf
+        self._unreachable = False
+        self._hold_new_until = -math.inf
+        self._hold_all_until = -math.inf
+        self._generation = 0  # how often the gateway has, or may have, lost its state
+        self._lost_generation = 0  # when it certainly had
+        self._is_restart_told = False
+        self._last_recovery = -math.inf
+        self._last_announcement = -math.inf
+        self._closing = False
+        self._closed = False
+        self._rejected: Counter[Rejected] = Counter()
+        self._tolerated: Counter[Oddity] = Counter()
+
+    @property
+    def gateway(self) -> Address:
+        """Where requests go now."""
+        return self._addresses[self._at]
+
+    # --- bytes and time in
+
+    def receive_datagram(self, data: bytes, addr: Address, now: float) -> bool:
+        """Take in a datagram. True: it came from the gateway and is an answer or announcement, if perhaps an invalid
+        one, which is counted. False: it is somebody else's, and nothing has changed."""
+        peer = peer_key(addr)
+        if self._closed or peer is None or not any(same_host(peer, known) for known in self._peers):
+            return False
+        regular = data if is_response(data) else self._mend(data, peer)
+        if regular is None:
+            return False
+        message = _decoded(regular)
+        dialect = self._dialects.get(regular[0])
+        outcome = dialect.read(message) if dialect and message else None
+        if peer not in self._peers and not isinstance(outcome, AddressAnswer):
+            return False  # only a NAT-PMP announcement may come from another port
+        now = self._advance(now)
+        if self._overflows():
+            return True
+        if regular is not data:
+            self._tolerated[Oddity.RESPONSE_BIT_MISSING] += 1
+        elif message is not None and message.received is not None:
+            self._tolerated[Oddity.IRREGULAR] += 1
+        self._sort(peer, message, dialect, outcome, now)
+        self._pump(now)
+        return True
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due: send again, renew, expire, retry, recover."""
+        now = self._advance(now)
+        due = False
+        while (key := self._timers.pop_due(now)) is not None:
+            due = True
+            reason, about = key
+            match reason:
+                case Timer.RETRANSMIT:
+                    self._on_overdue(typing.cast("Exchange", about), now)
+                case Timer.FALLBACK:
+                    self._on_fallback(now)
+                case Timer.RECOVER:
+                    self._on_recover(now)
+                case Timer.ADDRESS:
+                    self._tell_waiting_grants()
+                case Timer.HOLD:
+                    self._wake_put_off()
+                    self._wake_after_hold(now)
+                case _:
+                    self._on_mapping_timer(reason, typing.cast("Tracked", about), now)
+        if due:
+            self._pump(now)
+
+    # --- answers
+
+    def _mend(self, data: bytes, peer: PeerKey) -> bytes | None:
+        """A NAT-PMP answer without the response bit, with it, while such an answer is awaited. Changes nothing."""
+        if self._config.strict or len(data) < 2 or peer != self._peers[self._at]:
+            return None
+        dialect = self._dialects.get(data[0])
+        if dialect is None or not any(exchange.dialect is dialect for exchange in self._exchanges):
+            return None
+        return dialect.mend(data)
+
+    def _sort(
+        self, peer: PeerKey, message: Message | None, dialect: Dialect | None, outcome: Outcome | None, now: float
+    ) -> None:
+        current = self._peers[self._at]
+        if peer != current and (peer in self._peers or not same_host(peer, current)):
+            self._rejected[Rejected.GIVEN_UP] += 1
+        elif message is not None and (error := read_version_error(message)) is not None:
+            self._on_version_error(error, now)
+        elif dialect is None or outcome is None:
+            self._on_fragment(dialect, Rejected.MALFORMED if message is None else Rejected.UNKNOWN, now)
+        else:
+            self._take(dialect, outcome, peer == current, now)
+
+    def _take(self, dialect: Dialect, outcome: Outcome, from_server: bool, now: float) -> None:
+        if isinstance(outcome, MapAnswer):
+            self._on_map_answer(dialect, outcome, now)
+            return
+        questions = [each for each in self._exchanges if each.mapping is None and each.dialect is dialect]
+        if not from_server:
+            questions = []
+        if not questions and outcome.reason is not None:
+            self._rejected[Rejected.UNASKED] += (
+                1  # an error that nobody asked for proves nothing, least of all an epoch
+            )
+            return
+        has_lost = self._heard(dialect, outcome.epoch, now)
+        if isinstance(outcome, Announcement):
+            self._learn_prefixes(outcome.options)
+        elif questions or not self._is_proven_other_than(dialect):
+            self._learn_address(outcome.address, now)
+        elif outcome.address != self._external_address:
+            self._suspect(now)  # anybody might say so; the answers to the renewals have a nonce
+        for question in questions:
+            self._on_question_answered(question, outcome, now)
+        if not questions:
+            self._on_announcement(has_lost, now)
+
+    def _on_question_answered(self, question: Exchange, outcome: AddressAnswer | Announcement, now: float) -> None:
+        dialect = question.dialect
+        self._end(question)
+        if question.purpose is Purpose.DIAGNOSE:
+            self._found(
+                Finding(
+                    version=dialect.version,
+                    reason=outcome.reason,
+                    result_code=outcome.result_code,
+                    epoch=outcome.epoch,
+                    round_trip=now - question.sent_at,
+                )
+            )
+            return
+        self._adopt(dialect, now)
+        if dialect.tells_address:
+            self._tell_waiting_grants()
+
+    def _on_announcement(self, has_lost: bool, now: float) -> None:
+        """A gateway may lose its state and count on (field notes): what it announces for no visible reason is a reason
+        to confirm every mapping, once for all the copies, which come up to 64 s apart (RFC 6886 section 3.2.1)."""
+        is_new = now - self._last_announcement > _BURST
+        self._last_announcement = now
+        if is_new and not has_lost and not self._config.strict and self._leases.total():
+            self._tolerated[Oddity.QUIET_ANNOUNCEMENT] += 1
+            self._suspect(now)
+
+    def _on_fragment(self, dialect: Dialect | None, why: Rejected, now: float) -> None:
+        """Octets of the better protocol that say nothing, in answer to the lesser one, still say that it is spoken."""
+        others = {exchange.dialect is not dialect for exchange in self._exchanges}
+        if dialect is not None and dialect.has_nonce and others == {True} and not self._config.strict:
+            self._tolerated[Oddity.FRAGMENT] += 1
+            self._on_version_error(VersionError(offered=dialect.version, hold=self._config.max_hold), now)
+        else:
+            self._rejected[why] += 1
+
+    def _on_map_answer(self, dialect: Dialect, answer: MapAnswer, now: float) -> None:
+        mapping = self._find(dialect, answer)
+        if mapping is None:
+            self._on_unmatched(dialect, answer, now)
+            return
+        exchange = mapping.exchange
+        awaited = exchange is not None and exchange.dialect is dialect
+        is_deleting = exchange is not None and exchange.purpose in DELETING
+        if not awaited and not dialect.has_nonce:
+            # A copy of an answer we had. Only its epoch is of use (RFC 6886 section 3.6).
+            self._rejected[Rejected.OLD] += 1
+            if mapping.dialect is dialect:
+                self._heard(dialect, answer.epoch, now)
+            return
+        if not dialect.has_nonce and not is_deleting and answer.is_deletion:
+            self._rejected[Rejected.OLD] += 1  # a copy of the answer to an earlier delete of the same port
+            return
+        self._heard(dialect, answer.epoch, now)
+        self._refused_versions.clear()
+        self._adopt(dialect, now)
+        self._believe(dialect, mapping, answer, awaited, is_deleting, now)
+
+    def _believe(
+        self, dialect: Dialect, mapping: Tracked, answer: MapAnswer, awaited: bool, is_deleting: bool, now: float
+    ) -> None:
+        """What an answer that is about this mapping, and from the gateway, says."""
+        if answer.reason is Reason.OTHER:
+            self._tolerated[Oddity.UNKNOWN_RESULT] += 1
+        if is_deleting or mapping.state is MappingState.RELEASING:
+            self._on_delete_answer(dialect, mapping, answer, now)
+        elif answer.reason is not None:
+            self._on_refusal(mapping, answer.reason, answer, now)
+        elif not awaited and answer.lifetime == 0:
+            self._on_refusal(mapping, Reason.DELETED, answer, now)
+        elif answer.lifetime == 0 or (answer.external_port == 0 and mapping.wish.internal_port != 0):
+            self._tolerated[Oddity.UNUSABLE_GRANT] += 1
+            self._on_refusal(mapping, Reason.UNUSABLE_GRANT, answer, now)
+        elif mapping.wish.prefers_failure and not mapping.wish.is_met_by(_endpoint_in(answer)):
+            self._on_other_endpoint(mapping, answer, now)
+        else:
+            self._on_grant(dialect, mapping, answer, now)
+
+    def _on_unmatched(self, dialect: Dialect, answer: MapAnswer, now: float) -> None:
+        awaited = [each.mapping for each in self._exchanges if each.purpose in ASKING and each.dialect is dialect]
+        cut = [mapping for mapping in awaited if mapping and dialect.is_cut(answer, mapping.wish)]
+        if cut and answer.reason is None and not self._config.strict:
+            # It is mapped, but nobody can say where: what is left of the external port is not to be told.
+            self._tolerated[Oddity.PORT_CUT] += 1
+            self._on_refusal(cut[0], Reason.UNUSABLE_GRANT, answer, now)
+        else:
+            self._rejected[Rejected.UNASKED] += 1
+
+    def _on_grant(self, dialect: Dialect, mapping: Tracked, answer: MapAnswer, now: float) -> None:
+        purpose = mapping.exchange.purpose if mapping.exchange else None
+        self._end(mapping.exchange)
+        if answer.lifetime > self._config.max_lifetime:
+            self._tolerated[Oddity.LONG_LIFETIME] += 1
+        if mapping.is_held and mapping.external and mapping.external.port != answer.external_port:
+            self._tolerated[Oddity.PORT_MOVED] += 1
+        self._move(mapping, Input.GRANT, dialect)
+        mapping.generation = self._generation
+        mapping.granted_options = answer.options
+        mapping.lifetime = float(min(answer.lifetime, self._config.max_lifetime))
+        mapping.granted_at, mapping.expires_at = now, now + mapping.lifetime
+        mapping.retry_at, mapping.renewals, mapping.hold_until = None, 0, -math.inf
+        mapping.is_renewal_open = False
+        self._timers.cancel((Timer.RETRY, mapping))
+        self._schedule_renewal(mapping, now)
+        self._learn_prefixes(answer.options)
+        mapping.follows_gateway = answer.external_address is None
+        if answer.external_address is not None:
+            self._assign(mapping, _endpoint_in(answer))
+            self._learn_address(answer.external_address, now)
+            if mapping.is_errand:
+                self._release(mapping, None)
+                return
+            self._tell_grant(mapping)
+        else:
+            # NAT-PMP does not tell the address with the port: ask, unless it was told only just now.
+            self._assign(mapping, Endpoint(self._external_address, answer.external_port))
+            if now - self._address_at >= _ADDRESS_FRESH:
+                self._address_wanted = True
+            if self._external_address is not None or mapping.told is not None:
+                self._tell_grant(mapping)
+            else:
+                self._nameless[mapping] = None
+                self._timers.set((Timer.ADDRESS, mapping), now + _ADDRESS_WAIT)
+        if mapping.pair is not None:
+            twin = mapping.pair.twin(mapping)
+            twin.wish = attrs.evolve(twin.wish, external=Endpoint(twin.wish.external.address, answer.external_port))
+        self._keep_pair(mapping, purpose, now)
+
+    def _assign(self, mapping: Tracked, external: Endpoint) -> None:
+        """Note the endpoint that a mapping has, which is also what is suggested from now on."""
+        mapping.external = external
+        mapping.wish = attrs.evolve(mapping.wish, external=external)
+
+    def _tell_grant(self, mapping: Tracked) -> None:
+        """Say what is true now of a held mapping. One of a pair waits until its twin has been answered as well."""
+        self._timers.cancel((Timer.ADDRESS, mapping))
+        self._nameless.pop(mapping, None)
+        mapping.is_news = True
+        if mapping.pair is None or mapping.pair.agrees:
+            self._tell(mapping)
+
+    def _tell(self, mapping: Tracked) -> None:
+        """New, moved or renewed."""
+        external = mapping.external
+        if not mapping.is_news or external is None:
+            return
+        old, mapping.told, mapping.is_news = mapping.told, external, False
+        lease = {"lifetime": mapping.lifetime, "expires_at": mapping.expires_at}
+        if old is None:
+            self._report(MappingGranted, mapping, **lease, external=external)
+        elif old != external:
+            self._report(MappingChanged, mapping, **lease, old=old, new=external)
+        else:
+            self._report(MappingRenewed, mapping, **lease, external=external)
+
+    def _tell_waiting_grants(self) -> None:
+        """Tell the grants that wait for an external address, which is known now or will not be soon."""
+        for mapping in list(self._nameless):
+            assert mapping.external is not None
+            self._assign(mapping, Endpoint(self._external_address, mapping.external.port))
+            self._tell_grant(mapping)
+
+    def _on_refusal(self, mapping: Tracked, reason: Reason, answer: MapAnswer, now: float) -> None:
+        exchange, code = mapping.exchange, answer.result_code
+        purpose = exchange.purpose if exchange else None
+        if purpose is Purpose.CREATE and self._is_given_in(mapping, reason):
+            self._end(exchange)
+            self._tasks.appendleft((Purpose.CREATE, mapping))
+            return
+        self._end(exchange)
+        hold = self._bounded(answer.hold)
+        if answer.server_wide:  # RFC 6887 section 11.4
+            self._hold_new_until = now + hold
+            self._wake_after_hold(now)
+        asked_to_renew = mapping.is_renewal_open if exchange is None else purpose in (Purpose.RENEW, Purpose.CONFIRM)
+        if mapping.is_held and asked_to_renew and reason is not Reason.DELETED:
+            # The lease stands; the same request is not sent again within the error's lifetime (RFC 6887 section 8.3).
+            mapping.hold_until, mapping.is_renewal_open = now + hold, False
+            mapping.generation = self._generation
+            self._schedule_renewal(mapping, now + hold)
+        elif mapping.is_held:
+            self._lose(mapping, reason, code, now + hold)
+        elif exchange is not None and reason in _HOPELESS:
+            self._finish(mapping, reason, code)
+        elif exchange is not None:
+            self._refuse(mapping, reason, code, now + hold)
+        self._keep_pair(mapping, purpose, now)
+
+    def _is_given_in(self, mapping: Tracked, reason: Reason) -> bool:
+        """Whether a refused request is changed to what the gateway may grant, to be sent again at once."""
+        wish = mapping.wish
+        if self._config.strict:
+            return False
+        if reason is Reason.NO_RESOURCES and wish.external.port != 0 and not wish.prefers_failure:
+            # Some say so of a port that is taken (field notes).
+            self._tolerated[Oddity.PORT_BUSY] += 1
+            mapping.wish = attrs.evolve(wish, external=Endpoint(wish.external.address, 0))
+            return True
+        if reason is Reason.MALFORMED and not all(option.mandatory for option in wish.options):
+            # miniupnpd up to 2.3.10 stumbles over options whose length is no multiple of 4.
+            self._tolerated[Oddity.OPTIONS_REFUSED] += 1
+            mapping.wish = attrs.evolve(wish, options=tuple(option for option in wish.options if option.mandatory))
+            return True
+        return False
+
+    def _on_other_endpoint(self, mapping: Tracked, answer: MapAnswer, now: float) -> None:
+        """A success with another endpoint than the only one that was wanted is an old Mapping Update (RFC 6887 section
+        13.2), or, if it comes again, from a gateway that does not know PREFER_FAILURE."""
+        exchange = mapping.exchange
+        self._rejected[Rejected.OTHER_ENDPOINT] += 1
+        if exchange is None or exchange.purpose not in ASKING or self._config.strict:
+            return
+        exchange.mismatches += 1
+        if exchange.mismatches < _MISMATCHES:
+            return
+        self._tolerated[Oddity.PREFERENCE_IGNORED] += 1
+        data = exchange.dialect.delete_request(mapping.wish)
+        if data is not None:
+            self._send(data, self.gateway, mapping)
+        self._end(exchange)
+        end = self._lose if mapping.is_held else self._refuse
+        end(mapping, Reason.CANNOT_PROVIDE_EXTERNAL, answer.result_code, now + self._config.max_hold)
+
+    def _on_delete_answer(self, dialect: Dialect, mapping: Tracked, answer: MapAnswer, now: float) -> None:
+        if answer.reason is None and not dialect.is_deleted(answer):
+            self._rejected[Rejected.OLD] += 1  # a late answer to a request to map; the delete is still on its way
+            return
+        if answer.reason is not None:
+            self._tolerated[Oddity.DELETE_REFUSED] += 1
+        if answer.server_wide:  # RFC 6887 section 11.4
+            self._hold_all_until = now + self._bounded(answer.hold)
+            self._wake_after_hold(now)
+        if mapping.state is MappingState.RELEASING:
+            self._released(mapping, confirmed=answer.reason is None)
+        else:
+            self._on_vacated(mapping, now)
+
+    def _on_version_error(self, error: VersionError, now: float) -> None:
+        """Go over to the version offered, at once and with the same request (RFC 6886 section 1.1, 6887 section 9)."""
+        offered = self._dialects.get(error.offered)
+        affected = [exchange for exchange in self._exchanges if exchange.dialect is not offered]
+        if self._is_proven_other_than(offered) or (not affected and offered is self._current) or not self._exchanges:
+            # Not believed: who answered with our nonce speaks its version. Or nothing new: each request that was under
+            # way draws its own error, and the first was enough.
+            self._rejected[Rejected.VERSION_ERROR] += 1
+            return
+        self._contact()
+        probes = [each for each in affected or self._exchanges if each.purpose is Purpose.DIAGNOSE]
+        for probe in probes:
+            self._end(probe)
+            self._found(
+                Finding(
+                    version=probe.dialect.version,
+                    reason=Reason.UNSUPPORTED_VERSION,
+                    result_code=1,
+                    round_trip=now - probe.sent_at,
+                )
+            )
+        affected = [exchange for exchange in affected if exchange in self._exchanges]
+        if offered is not None and affected and error.offered not in self._refused_versions:
+            self._refused_versions.update(exchange.dialect.version for exchange in affected)
+            self._adopt(offered, now)
+            self._is_certain = True
+        elif affected or not probes:
+            self._refused_versions.clear()
+            self._current = None
+            self._refuse_all(Reason.UNSUPPORTED_VERSION, 1, now + self._bounded(error.hold), now)
+
+    def _find(self, dialect: Dialect, answer: MapAnswer) -> Tracked | None:
+        """The mapping that an answer is about."""
+        if dialect.has_nonce:
+            found = self._by_nonce.get(answer.nonce)
+            return found if found is not None and dialect.is_for(answer, found.wish) else None
+        for exchange in self._exchanges:  # only the request under way can tell
+            if exchange.mapping and exchange.dialect is dialect and dialect.is_for(answer, exchange.mapping.wish):
+                return exchange.mapping
+        target = (answer.protocol, answer.internal_port)
+        return self._releasing.get(target) or self._wanted.get(target)
+
+    def _heard(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
+        """A believable datagram of the gateway: it is there, and its epoch says whether it lost its state."""
+        self._contact()
+        if self._current is not None and dialect is self._preferred and self._current is not dialect:
+            self._current_until = now  # it speaks the preferred protocol after all: the next request tries it
+        if epoch is None or not self._epochs[dialect.version].observe(epoch, now):
+            return False
+        self._generation += 1
+        self._lost_generation = self._generation
+        at = self._recover_soon(now)
+        if not self._is_restart_told:
+            self._is_restart_told = True
+            self._emit(GatewayRestarted(gateway=self.gateway, recovery_at=at))
+        return True
+
+    def _suspect(self, now: float) -> None:
+        """The gateway may have lost its state, though its epoch does not show it."""
+        if self._timers.deadline((Timer.RECOVER, None)) is None:
+            self._generation += 1
+            self._recover_soon(now)
+
+    def _recover_soon(self, now: float) -> float:
+        """When everything will be asked for again: never more often than configured."""
+        due = self._timers.deadline((Timer.RECOVER, None))
+        if due is None:
+            due = max(now + recovery_delay(self._rng), self._last_recovery + self._config.recovery_interval)
+            self._timers.set((Timer.RECOVER, None), due)
+        return due
+
+    def _contact(self) -> None:
+        self._failures = 0
+        self._tried = 1
+        self._silent_until = -math.inf
+        if not self._unreachable:
+            return
+        self._unreachable = False
+        self._emit(GatewayRecovered(gateway=self.gateway))
+        for mapping in self._mappings.values():
+            if mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
+                self._retry_later(mapping, self._now)
+            elif mapping.is_held and mapping.exchange is None and mapping.is_renewal_open:
+                self._schedule_renewal(mapping, self._now)  # it was put off
+
+    def _learn_address(self, address: IPAddress | None, now: float) -> None:
+        if address is None or address == any_address(address):
+            return
+        self._address_at = now
+        old, self._external_address = self._external_address, address
+        was_asked, self._address_asked = self._address_asked, False
+        if old == address and not was_asked:
+            return
+        if old is None or old == address:
+            self._emit(ExternalAddressLearned(gateway=self.gateway, address=address))
+        else:
+            self._emit(ExternalAddressChanged(gateway=self.gateway, old=old, new=address))
+        if old == address:
+            return
+        if (reason := reason_of(address)) is not None:
+            self._emit(DoubleNatSuspected(gateway=self.gateway, address=address, reason=reason))
+        for mapping in self._mappings.values():
+            if mapping.is_held and mapping.follows_gateway and mapping.external is not None:
+                self._assign(mapping, Endpoint(address, mapping.external.port))
+                self._tell_grant(mapping)
+
+    def _learn_prefixes(self, options: tuple[pcp.Option, ...]) -> None:
+        """New prefixes replace all older ones (RFC 7225 section 4.3)."""
+        prefixes = tuple(option for option in options if isinstance(option, pcp.Prefix64))
+        if prefixes:
+            self._prefixes = prefixes
+
+    # --- pairs
+
+    def _keep_pair(self, mapping: Tracked, purpose: Purpose | None, now: float) -> None:
+        """What becomes of a pair after something has become of one of it; `purpose` of the request that is over."""
+        pair = mapping.pair
+        if pair is None or mapping.state is MappingState.RELEASING:
+            return
+        if mapping is pair.tcp:
+            pair.is_following = pair.is_following and purpose is None and mapping.is_held
+        elif purpose not in (None, Purpose.CREATE):
+            pair.is_following = self._renew_now(pair.tcp, now)
+        self._settle(pair)
+
+    def _settle(self, pair: Pair) -> None:
+        """Tell both once both have been answered, or let one of them ask for the other's port."""
+        both = (pair.udp, pair.tcp)
+        if pair.is_following or any(each.exchange or each.state is MappingState.REQUESTING for each in both):
+            return
+        if pair.agrees:
+            pair.rounds, pair.is_split = 0, False
+        elif pair.udp.is_held and pair.tcp.is_held:
+            if pair.rounds < _PAIR_ROUNDS:
+                pair.rounds += 1
+                self._vacate(pair.udp if pair.udp.granted_at <= pair.tcp.granted_at else pair.tcp)
+                return
+            if not pair.is_split:
+                pair.is_split = True
+                self._emit(PairSplit(gateway=self.gateway, tcp=pair.tcp.id, udp=pair.udp.id))
+        for each in both:
+            if each.is_held and each not in self._nameless:
+                self._tell(each)
+
+    def _vacate(self, mapping: Tracked) -> None:
+        """Delete it, to ask for it anew with the port of its twin; what was told of it stands until then."""
+        self._move(mapping, Input.MOVE)
+        self._cancel_lease(mapping)
+        self._tasks.append((Purpose.VACATE, mapping))
+
+    def _on_vacated(self, mapping: Tracked, now: float) -> None:
+        self._end(mapping.exchange)
+        self._tasks.appendleft((Purpose.CREATE, mapping))
+        self._keep_pair(mapping, Purpose.VACATE, now)
+
+    def _part(self, mapping: Tracked) -> None:
+        """One of a pair is wanted no more; the other is left alone. UDP remembers TCP, which has to be renewed once
+        more when the delete is done."""
+        pair = mapping.pair
+        if pair is None:
+            return
+        twin = pair.twin(mapping)
+        twin.pair = None
+        if mapping is pair.tcp:
+            mapping.pair = None
+        if twin.is_held and twin not in self._nameless:
+            self._tell(twin)
+        self._wake_put_off()
+
+    # --- versions and addresses
+
+    def _is_proven_other_than(self, dialect: Dialect | None) -> bool:
+        """Whether a lease in force was granted with a nonce in another dialect, which no forger could have done."""
+        return any(
+            self._leases[each.version] and each.has_nonce and each is not dialect for each in self._dialects.values()
+        )
+
+    @property
+    def _preferred(self) -> Dialect:
+        return next(iter(self._dialects.values()))
+
+    @property
+    def _may_fall_back(self) -> bool:
+        return len(self._dialects) > 1 and not self._config.strict
+
+    def _speaking(self, now: float) -> Dialect:
+        """The dialect for the next request. A lesser one is soon forgotten again (RFC 6886 section 1.1)."""
+        if self._current is None or now >= self._current_until:
+            self._current = None
+            return self._preferred
+        return self._current
+
+    def _adopt(self, dialect: Dialect, now: float) -> None:
+        """The gateway speaks this. What waits for an answer in another dialect is asked again in this one."""
+        if self._current is dialect:
+            return
+        self._current = dialect
+        self._is_certain = dialect is self._preferred
+        self._current_until = math.inf if dialect is self._preferred else now + self._config.version_memory
+        self._timers.cancel((Timer.FALLBACK, None))
+        if self._told_version != dialect.version:
+            if dialect is self._preferred:  # what was refused in a lesser protocol may be granted in this one
+                for refused in self._mappings.values():
+                    if refused.state is MappingState.REFUSED:
+                        self._retry_later(refused, now)
+            self._told_version = dialect.version
+            self._emit(VersionNegotiated(gateway=self.gateway, version=dialect.version))
+        again = []
+        for exchange in list(self._exchanges):
+            if exchange.dialect is not dialect and exchange.purpose is not Purpose.DIAGNOSE:
+                self._end(exchange)
+                if exchange.mapping is not None:
+                    again.append((exchange.purpose, exchange.mapping))
+        self._tasks.extendleft(reversed(again))
+
+    def _on_fallback(self, now: float) -> None:
+        """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
+        one, so that a single lost datagram does not decide."""
+        first = next((exchange for exchange in self._exchanges if exchange.purpose in ASKING), None)
+        if first is None:
+            return
+        self._send(first.data, self.gateway, first)
+        for dialect in self._dialects.values():
+            if dialect is first.dialect:
+                continue
+            if self._has_room(dialect):
+                self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
+            else:
+                self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
+
+    def _on_address_failed(self, reason: Reason, now: float) -> None:
+        """Nobody answers at this address: go on at the next one of the server, or give it up (RFC 7488 section 3)."""
+        if self._tried == len(self._addresses):
+            self._give_up(reason, now)
+            return
+        self._tried += 1
+        self._at = (self._at + 1) % len(self._addresses)
+        self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
+        self._timers.cancel((Timer.FALLBACK, None))
+        for exchange in list(self._exchanges):
+            self._end(exchange)
+            if exchange.mapping is not None:
+                self._tasks.append((exchange.purpose, exchange.mapping))
+            elif exchange.purpose is Purpose.DIAGNOSE and self._diagnosis is not None:
+                self._diagnosis.waiting.append(exchange.dialect)
+
+    # --- time
+
+    def _on_overdue(self, exchange: Exchange, now: float) -> None:
+        if exchange.limit is not None and exchange.attempts >= exchange.limit:
+            self._on_unanswered(exchange, now)
+        elif exchange.attempts == exchange.dialect.patience and len(self._addresses) > 1:
+            self._on_address_failed(Reason.NO_ANSWER, now)
+        else:
+            self._transmit(exchange, now)
+            if exchange.attempts == exchange.dialect.patience + 1:
+                self._on_patience_over(exchange, now)
+
+    def _on_unanswered(self, exchange: Exchange, now: float) -> None:
+        mapping = exchange.mapping
+        self._end(exchange)
+        if exchange.purpose is Purpose.DIAGNOSE:
+            self._found(Finding(version=exchange.dialect.version, reason=Reason.NO_ANSWER))
+        elif exchange.purpose is Purpose.ADDRESS:
+            self._tell_waiting_grants()
+        elif mapping is None or (mapping.state is MappingState.REQUESTING and exchange.purpose is not Purpose.VACATE):
+            self._on_address_failed(Reason.NO_ANSWER, now)
+        elif exchange.purpose is Purpose.DELETE:
+            self._on_delete_unanswered(mapping)
+        elif exchange.purpose is Purpose.VACATE:
+            self._on_vacated(mapping, now)
+        else:
+            if exchange.dialect.renewal_attempts > 1:
+                self._lose_contact(Reason.NO_ANSWER)
+            self._ask_again(mapping, now, now + self._config.min_hold)
+            self._keep_pair(mapping, exchange.purpose, now)
+
+    def _on_delete_unanswered(self, mapping: Tracked) -> None:
+        """Whoever closes does not wait for each delete of many to meet with the same silence."""
+        given_up = list(self._mappings.values()) if self._closing else [mapping]
+        for each in given_up:
+            self._released(each, confirmed=False)
+
+    def _on_patience_over(self, exchange: Exchange, now: float) -> None:
+        """A request that is sent for ever has met with silence for long enough to say so."""
+        mapping = exchange.mapping
+        if mapping is None or mapping.state is not MappingState.REQUESTING:
+            return
+        if self._current is not None and not self._current.supports(mapping.wish):
+            self._finish(mapping, Reason.NEEDS_PCP, None)
+            return
+        if any(other.purpose is Purpose.PROBE for other in self._exchanges):
+            return  # the verdict comes when the other dialect has met with silence, too
+        if self._may_fall_back and not self._is_proven_other_than(None):
+            self._current = None  # it answered once, and may have been replaced
+            self._on_fallback(now)
+            return
+        self._lose_contact(Reason.NO_ANSWER)
+        waiting = [mapping]
+        if mapping.pair is not None and mapping.pair.tcp.state is MappingState.REQUESTING:
+            waiting.append(mapping.pair.twin(mapping))
+        for each in waiting:
+            self._report(MappingRefused, each, reason=Reason.NO_ANSWER, result_code=None, retry_at=now + exchange.wait)
+
+    def _on_mapping_timer(self, reason: Timer, mapping: Tracked, now: float) -> None:
+        match reason:
+            case Timer.RENEW if now < mapping.expires_at:
+                mapping.renew_at = None
+                self._arm(mapping)
+                if not self._is_led(mapping, now):
+                    self._tasks.append((Purpose.RENEW, mapping))
+            case Timer.RENEW | Timer.EXPIRE:
+                why = Reason.EXPIRED if mapping.dialect is not None else Reason.NETWORK_CHANGED
+                self._lose(mapping, why, None, max(now, mapping.hold_until))
+                self._keep_pair(mapping, None, now)
+            case Timer.RETRY:
+                self._retry(mapping)
+            case _:
+                about = mapping.about(self.gateway)
+                self._release(mapping, MappingFailed(**about, reason=Reason.DEADLINE, result_code=None))
+
+    def _is_led(self, mapping: Tracked, now: float) -> bool:
+        """Whether UDP of the pair is renewed instead of TCP, which follows."""
+        pair = mapping.pair
+        is_leader = pair is None or mapping is pair.udp or pair.is_following
+        return not is_leader and pair is not None and self._renew_now(pair.udp, now, is_put_off=False)
+
+    def _on_recover(self, now: float) -> None:
+        """Ask for everything again that was granted before the gateway lost its state (RFC 6887 section 14.1.3)."""
+        has_lost = self._is_restart_told
+        self._last_recovery, self._is_restart_told = now, False
+        for mapping in self._mappings.values():
+            if mapping.is_held and mapping.generation < self._generation:
+                self._end(mapping.exchange)
+                is_lost = mapping.generation < self._lost_generation or mapping.dialect is None
+                self._tasks.append((Purpose.RECOVER if is_lost else Purpose.CONFIRM, mapping))
+            elif has_lost and mapping.state is MappingState.REFUSED:
+                self._retry_later(mapping, now)
+            if has_lost and mapping.pair is not None:
+                mapping.pair.rounds = 0
+
+    def _schedule_renewal(self, mapping: Tracked, earliest: float) -> None:
+        """The next try to renew that is not before `earliest`; none if the lease is over by then."""
+        dialect = mapping.dialect
+        assert dialect is not None
+        mapping.renew_at = None
+        earliest = max(earliest, mapping.renewal_sent_at + dialect.renewal_gap)
+        attempt = mapping.renewals
+        while earliest < mapping.expires_at and mapping.renew_at is None:
+            attempt += 1
+            at = mapping.granted_at + dialect.renewal(attempt, mapping.lifetime)
+            if at >= earliest:
+                mapping.renew_at, mapping.next_renewal = at, attempt
+        self._arm(mapping)
+
+    def _renew_now(self, mapping: Tracked, now: float, *, is_put_off: bool = True) -> bool:
+        """Renew out of turn, as soon as that may be. False: not at all, or, unless it may be put off, not now."""
+        dialect = mapping.dialect
+        if not mapping.is_held or dialect is None or mapping.exchange is not None:
+            return False
+        at = max(now, mapping.hold_until, mapping.renewal_sent_at + dialect.renewal_gap)
+        if at >= mapping.expires_at or (at > now and not is_put_off):
+            return False
+        mapping.renew_at = at if at > now else None
+        self._arm(mapping)
+        if at == now:
+            self._tasks.append((Purpose.RENEW, mapping))
+        return True
+
+    def _arm(self, mapping: Tracked) -> None:
+        """Wake up for a held mapping at its next renewal, or at the end of its lease if there is none."""
+        if mapping.renew_at is not None:
+            self._timers.cancel((Timer.EXPIRE, mapping))
+            self._timers.set((Timer.RENEW, mapping), mapping.renew_at)
+        else:
+            self._timers.cancel((Timer.RENEW, mapping))
+            self._timers.set((Timer.EXPIRE, mapping), mapping.expires_at)
+
+    def _ask_again(self, mapping: Tracked, renew_after: float, recover_at: float) -> None:
+        """Nobody answered the request of a mapping that is held: renew later, or recover if the gateway lost it."""
+        if mapping.generation == self._generation:
+            self._schedule_renewal(mapping, renew_after)
+        else:
+            due = self._timers.deadline((Timer.RECOVER, None))
+            self._timers.set((Timer.RECOVER, None), recover_at if due is None else min(due, recover_at))
+
+    def _give_up(self, reason: Reason, now: float) -> None:
+        """The gateway does not answer at all: end what is under way, and try again after a growing wait."""
+        hold = min(self._config.min_hold * 2.0**self._failures, self._config.max_hold)
+        if len(self._addresses) > 1:
+            hold = _ALL_ADDRESSES_HOLD
+        self._failures = min(self._failures + 1, 16)
+        self._tried = 1
+        self._at = (self._at + 1) % len(self._addresses)
+        self._silent_reason, self._silent_until = reason, now + hold
+        self._current = None
+        self._timers.cancel((Timer.FALLBACK, None))
+        self._lose_contact(reason)
+        self._refuse_all(reason, None, now + hold, now)
+
+    def _refuse_all(self, reason: Reason, code: int | None, retry_at: float, now: float) -> None:
+        for exchange in list(self._exchanges):
+            self._end(exchange)
+            mapping = exchange.mapping
+            if mapping is None:
+                if exchange.purpose is Purpose.DIAGNOSE:
+                    self._found(Finding(version=exchange.dialect.version, reason=reason))
+            elif mapping.state is MappingState.RELEASING:
+                self._released(mapping, confirmed=False)
+            elif mapping.is_held:
+                self._ask_again(mapping, min(retry_at, (now + mapping.expires_at) / 2), retry_at)
+                self._keep_pair(mapping, exchange.purpose, now)
+        for mapping in list(self._mappings.values()):
+            if mapping.state is MappingState.REQUESTING:
+                self._refuse(mapping, reason, code, retry_at)
+            elif mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
+                self._retry_later(mapping, retry_at)
+        self._tasks = deque(task for task in self._tasks if task[1].state is not MappingState.REFUSED)
+
+    def _bounded(self, hold: float) -> float:
+        """An error's lifetime as far as it is believed (RFC 6887 section 8.3): some gateways send 0."""
+        if hold < self._config.min_hold:
+            self._tolerated[Oddity.SHORT_ERROR] += 1
+        return min(max(hold, self._config.min_hold), self._config.max_hold)
+
+    def _wake_after_hold(self, now: float) -> None:
+        holds = [until for until in (self._hold_new_until, self._hold_all_until) if until > now]
+        if holds:
+            self._timers.set((Timer.HOLD, None), min(holds))
+
+    def _lose_contact(self, reason: Reason) -> None:
+        self._prefixes = ()  # RFC 7225 section 4.3
+        if not self._unreachable:
+            self._unreachable = True
+            self._emit(GatewayUnreachable(gateway=self.gateway, reason=reason))
+
+    # --- ends of a mapping
+
+    def _refuse(self, mapping: Tracked, reason: Reason, code: int | None, retry_at: float) -> None:
+        if mapping.is_errand:
+            self._drop(mapping)
+            return
+        self._move(mapping, Input.REFUSE)
+        mapping.refused_by_silence = code is None
+        mapping.maybe_there = mapping.maybe_there and code is None
+        told = MappingRefused if mapping.told is None else MappingLost
+        mapping.told = None
+        self._retry_later(mapping, retry_at)
+        self._report(told, mapping, reason=reason, result_code=code, retry_at=retry_at)
+        self._wake_put_off()
+
+    def _lose(self, mapping: Tracked, reason: Reason, code: int | None, retry_at: float) -> None:
+        self._end(mapping.exchange)
+        self._move(mapping, Input.LOSE)
+        mapping.refused_by_silence = mapping.maybe_there = mapping.is_news = False
+        mapping.told = mapping.external = mapping.dialect = None
+        self._cancel_lease(mapping)
+        if not self._leases.total():
+            self._current = None  # nothing proves any more which version it speaks
+        self._report(MappingLost, mapping, reason=reason, result_code=code, retry_at=retry_at)
+        self._retry_later(mapping, retry_at)
+
+    def _cancel_lease(self, mapping: Tracked) -> None:
+        mapping.renew_at = None
+        self._nameless.pop(mapping, None)
+        for timer in (Timer.EXPIRE, Timer.RENEW, Timer.ADDRESS):
+            self._timers.cancel((timer, mapping))
+
+    def _retry_later(self, mapping: Tracked, retry_at: float) -> None:
+        mapping.retry_at = retry_at
+        self._timers.set((Timer.RETRY, mapping), retry_at)
+
+    def _retry(self, mapping: Tracked) -> None:
+        self._move(mapping, Input.RETRY)
+        mapping.retry_at = None
+        self._timers.cancel((Timer.RETRY, mapping))
+        self._tasks.append((Purpose.CREATE, mapping))
+
+    def _release(self, mapping: Tracked, ending: MappingFailed | None) -> None:
+        """Delete it at the gateway if it may be there; `ending` is the terminal event, else MappingReleased."""
+        self._end(mapping.exchange)
+        self._move(mapping, Input.RELEASE)
+        mapping.ending = ending
+        for timer in Timer:
+            self._timers.cancel((timer, mapping))
+        self._nameless.pop(mapping, None)
+        self._part(mapping)
+        target = mapping.wish.target
+        if self._wanted.get(target) is mapping:
+            del self._wanted[target]
+        if mapping.maybe_there:
+            self._releasing[target] = mapping
+            self._tasks.append((Purpose.DELETE, mapping))
+        else:
+            self._released(mapping, confirmed=True)
+
+    def _released(self, mapping: Tracked, *, confirmed: bool) -> None:
+        self._drop(mapping)
+        if mapping.ending is not None:
+            self._emit(mapping.ending)
+        else:
+            self._report(MappingReleased, mapping, confirmed=confirmed)
+        if mapping.pair is not None:
+            self._renew_now(mapping.pair.tcp, self._now)
+
+    def _finish(self, mapping: Tracked, reason: Reason, code: int | None) -> None:
+        """It can never work as asked."""
+        self._part(mapping)
+        self._drop(mapping)
+        self._report(MappingFailed, mapping, reason=reason, result_code=code)
+
+    def _drop(self, mapping: Tracked) -> None:
+        """Forget a mapping."""
+        self._end(mapping.exchange)
+        self._move(mapping, Input.END)
+        for timer in Timer:
+            self._timers.cancel((timer, mapping))
+        target = mapping.wish.target
+        for table in (self._wanted, self._releasing):
+            if table.get(target) is mapping:
+                del table[target]
+        if self._by_nonce.get(mapping.wish.nonce) is mapping:
+            del self._by_nonce[mapping.wish.nonce]
+        self._port_sets.pop(mapping.id, None)
+        del self._mappings[mapping.id]
+        self._wake_put_off()
+
+    def _move(self, mapping: Tracked, what: Input, dialect: Dialect | None = None) -> None:
+        """Take a step of the table; `_leases` counts what is held."""
+        if mapping.is_held and mapping.dialect is not None:
+            self._leases[mapping.dialect.version] -= 1
+        mapping.move(what)
+        if dialect is not None:
+            mapping.dialect = dialect
+        if mapping.is_held and mapping.dialect is not None:
+            self._leases[mapping.dialect.version] += 1
+
+    def _report(self, kind: Callable[..., Event], mapping: Tracked, **fields: object) -> None:
+        if not mapping.is_errand:
+            self._emit(kind(**mapping.about(self.gateway), **fields))
+
+    # --- exchanges
+
+    def _pump(self, now: float) -> None:
+        """Start what waits, in order, as far as the dialect lets requests be under way."""
+        self._end_idle_questions()
+        self._ask_questions(now)
+        while self._tasks and (now >= self._hold_all_until or self._closing):
+            purpose, mapping = self._tasks[0]
+            if not mapping.has_use_for(purpose, self._generation):
+                self._tasks.popleft()
+            elif self._has_to_wait(purpose, mapping, now):
+                self._put_off.append(self._tasks.popleft())
+            else:
+                dialect = self._dialect_for(purpose, mapping, now)
+                if not self._has_room(dialect):
+                    break
+                self._tasks.popleft()
+                self._start_task(purpose, mapping, dialect, now)
+        if self._closing and not self._mappings and not self._closed:
+            self._timers.clear()
+            self._closed = True
+            self._emit(Closed(gateway=self.gateway))
+
+    def _end_idle_questions(self) -> None:
+        """End what nobody wants to know any more, before it takes the place of another request."""
+        if self._closing:
+            idle = {Purpose.PROBE, Purpose.ADDRESS, Purpose.DIAGNOSE}
+        elif any(exchange.purpose in ASKING for exchange in self._exchanges):
+            return
+        else:
+            idle = {Purpose.PROBE}
+        for exchange in [exchange for exchange in self._exchanges if exchange.purpose in idle]:
+            self._end(exchange)
+
+    def _ask_questions(self, now: float) -> None:
+        """Start what is about no mapping, as far as there is room for it."""
+        waiting = self._diagnosis.waiting if self._diagnosis else []
+        for dialect in [each for each in waiting if self._has_room(each)]:
+            waiting.remove(dialect)
+            self._start(Purpose.DIAGNOSE, None, dialect, dialect.probe_request(), now)
+        teller = self._address_teller() if self._address_wanted and not self._closing else None
+        if teller is not None and self._has_room(teller):
+            self._address_wanted = False
+            self._start(Purpose.ADDRESS, None, teller, teller.probe_request(), now)
+
+    def _address_teller(self) -> Dialect | None:
+        """The dialect in which the gateway can be asked for its address alone, if we speak it."""
+        for dialect in self._dialects.values():
+            if dialect.tells_address and (dialect is self._current or self._leases[dialect.version]):
+                return dialect
+        return None
+
+    def _has_to_wait(self, purpose: Purpose, mapping: Tracked, now: float) -> bool:
+        """Whether a request must wait for the gateway to have room, for the delete of another mapping of the same port,
+        or for the twin's answer."""
+        if purpose is Purpose.DELETE:
+            return False
+        is_taken = self._releasing.get(mapping.wish.target, mapping) is not mapping
+        if purpose is Purpose.CREATE and (is_taken or now < self._hold_new_until):
+            return True
+        pair = mapping.pair
+        if pair is None:
+            return False
+        udp = pair.udp
+        is_udp_next = udp.state is MappingState.REQUESTING and purpose is Purpose.CREATE
+        is_udp_next = is_udp_next or (udp.is_held and udp.generation < self._generation)
+        return pair.twin(mapping).exchange is not None or (mapping is pair.tcp and is_udp_next)
+
+    def _wake_put_off(self) -> None:
+        self._tasks.extendleft(reversed(self._put_off))
+        self._put_off.clear()
+
+    def _dialect_for(self, purpose: Purpose, mapping: Tracked, now: float) -> Dialect:
+        if purpose in DELETING and mapping.dialect is not None:
+            return mapping.dialect
+        dialect = self._speaking(now)
+        if not self._is_certain and not dialect.supports(mapping.wish):
+            return self._preferred  # it was silent, which proves nothing; what needs PCP is worth a wait
+        return dialect
+
+    def _has_room(self, dialect: Dialect) -> bool:
+        under_way = sum(exchange.dialect is dialect for exchange in self._exchanges)
+        return under_way < (1 if dialect.serial else self._config.window)
+
+    def _start_task(self, purpose: Purpose, mapping: Tracked, dialect: Dialect, now: float) -> None:
+        wish = mapping.wish
+        if purpose is Purpose.CREATE and now < self._silent_until:
+            self._refuse(mapping, self._silent_reason, None, self._silent_until)
+        elif mapping.is_errand and purpose is Purpose.CREATE and dialect.tells_address:
+            self._drop(mapping)  # it speaks a protocol that has a question for it
+            self._start(Purpose.ADDRESS, None, dialect, dialect.probe_request(), now)
+        elif not dialect.supports(wish):
+            self._finish(mapping, Reason.NEEDS_PCP, None)
+        elif purpose in DELETING:
+            data = dialect.delete_request(wish)
+            if data is not None:
+                self._start(purpose, mapping, dialect, data, now)
+            elif purpose is Purpose.DELETE:
+                self._released(mapping, confirmed=False)
+            else:
+                self._on_vacated(mapping, now)
+        else:
+            if mapping.until is not None:
+                left = max(1, math.ceil(mapping.until - now))
+                wish = attrs.evolve(wish, lifetime=min(wish.lifetime, left))
+            mapping.maybe_there = True
+            if purpose is Purpose.RENEW:
+                mapping.renewals = mapping.next_renewal
+                mapping.is_renewal_open, mapping.renewal_sent_at = True, now
+            self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
+
+    def _start(self, purpose: Purpose, mapping: Tracked | None, dialect: Dialect, data: bytes, now: float) -> None:
+        limits = {
+            Purpose.RENEW: dialect.renewal_attempts,
+            Purpose.DELETE: self._config.delete_attempts if mapping and mapping.dialect is not None else 1,
+            Purpose.VACATE: self._config.delete_attempts,
+            Purpose.ADDRESS: _ADDRESS_ATTEMPTS,
+            Purpose.DIAGNOSE: dialect.probe_attempts,
+        }
+        limit = limits.get(purpose, dialect.attempts)
+        exchange = Exchange(purpose=purpose, mapping=mapping, dialect=dialect, data=data, limit=limit)
+        self._exchanges[exchange] = None
+        if mapping is not None:
+            mapping.exchange = exchange
+        is_first = self._current is None and dialect is self._preferred and purpose is not Purpose.DIAGNOSE
+        if is_first and self._may_fall_back:
+            fallback = (Timer.FALLBACK, None)
+            if self._timers.deadline(fallback) is None and all(
+                other.dialect is dialect or other.purpose is Purpose.DIAGNOSE for other in self._exchanges
+            ):
+                self._timers.set(fallback, now + self._config.fallback_delay)
+        self._transmit(exchange, now)
+
+    def _transmit(self, exchange: Exchange, now: float) -> None:
+        exchange.attempts += 1
+        exchange.sent_at = now
+        exchange.wait = exchange.dialect.wait(exchange.attempts, exchange.wait or None)
+        self._send(exchange.data, self.gateway, exchange)
+        self._timers.set((Timer.RETRANSMIT, exchange), now + exchange.wait)
+
+    def _end(self, exchange: Exchange | None) -> None:
+        if exchange is None:
+            return
+        self._exchanges.pop(exchange, None)
+        self._timers.cancel((Timer.RETRANSMIT, exchange))
+        mapping = exchange.mapping
+        if mapping is not None:
+            mapping.exchange = None
+            if mapping.pair is not None:
+                self._wake_put_off()
+
+    def _found(self, finding: Finding) -> None:
+        """One more answer to `probe`."""
+        if self._diagnosis is None:
+            return
+        self._diagnosis.add(finding)
+        if self._diagnosis.is_complete:
+            completed = self._diagnosis.verdict(self.gateway, self._external_address)
+            self._diagnosis = None
+            self._emit(completed)
+
+
+def _decoded(data: bytes) -> Message | None:
+    try:
+        return decode(data)
+    except DecodeError:
+        return None
+
+
+def _endpoint_in(answer: MapAnswer) -> Endpoint:
+    return Endpoint(answer.external_address, answer.external_port)
+
+
+_HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL, Reason.THIRD_PARTY_ID})
+_ADDRESS_FRESH = 60.0  # s for which a NAT-PMP gateway is not asked for its address again
+_ADDRESS_ATTEMPTS = 4  # before the question for the address makes room for other requests
+_ADDRESS_WAIT = 2.0  # s for which a NAT-PMP grant waits for the external address before it is told without
+_FALLBACK_RETRY = 1.0  # s until the other dialect is tried again that had no room
+_BURST = 75.0  # s within which announcements are copies of one: the longest gap is 64 s (RFC 6886 section 3.2.1)
+_ALL_ADDRESSES_HOLD = 900.0  # s until a server is tried again of which no address answers (RFC 7488 section 3)
+_PAIR_ROUNDS = 4  # how often one of a pair is asked for again before its gateway is said not to be able to
+_MISMATCHES = 2  # answers with another endpoint than the only one wanted, before they are taken at their word

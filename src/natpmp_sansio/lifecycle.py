@@ -1,0 +1,236 @@
+"""The life of a client's mapping: its states and the one table of how they follow each other, what the caller may see
+of it, and what the client remembers of it and of the request that is under way for it.
+
+Nothing here decides anything; `client.py` does. `python docs/draw_lifecycle.py` draws the table.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import typing
+
+import attrs
+
+from .dialects import Dialect
+from .events import Address, MappingFailed, MappingId
+from .wire import pcp
+from .wire.fields import Endpoint, Protocol, Value
+from .wishes import Wish
+
+
+class MappingState(enum.Enum):
+    """Where a mapping stands."""
+
+    REQUESTING = "asked for, or about to be"
+    HELD = "the gateway forwards it"
+    REFUSED = "refused or lost; asked for again later"
+    RELEASING = "being deleted"
+
+
+class Input(enum.Enum):
+    """What can happen to a mapping."""
+
+    GRANT = "the gateway grants it"
+    REFUSE = "the gateway refuses it, or nobody answers"
+    LOSE = "its lease is over, or the gateway ends it"
+    MOVE = "its twin has another port: it is asked for there"
+    RETRY = "the wait is over"
+    RELEASE = "it is wanted no more"
+    END = "it can never work, or is gone"
+
+
+TRANSITIONS: typing.Final[dict[tuple[MappingState, Input], MappingState | None]] = {
+    (MappingState.REQUESTING, Input.GRANT): MappingState.HELD,
+    (MappingState.REQUESTING, Input.REFUSE): MappingState.REFUSED,
+    (MappingState.REQUESTING, Input.RELEASE): MappingState.RELEASING,
+    (MappingState.REQUESTING, Input.END): None,
+    (MappingState.HELD, Input.GRANT): MappingState.HELD,
+    (MappingState.HELD, Input.LOSE): MappingState.REFUSED,
+    (MappingState.HELD, Input.MOVE): MappingState.REQUESTING,
+    (MappingState.HELD, Input.RELEASE): MappingState.RELEASING,
+    (MappingState.REFUSED, Input.GRANT): MappingState.HELD,  # the gateway changed its mind unasked
+    (MappingState.REFUSED, Input.RETRY): MappingState.REQUESTING,
+    (MappingState.REFUSED, Input.RELEASE): MappingState.RELEASING,
+    (MappingState.RELEASING, Input.END): None,
+}
+"""The life of a mapping: from a state and an input to the next state; None is the end. What is not here cannot happen.
+"""
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Mapping(Value):
+    """A look at one mapping. Times are seconds on the caller's clock; what does not apply is None.
+
+    `options` were asked for, `granted_options` are those of the last grant: what is not there was not processed
+    (RFC 6887 section 7.3), except at gateways that copy whatever they are sent.
+    """
+
+    id: MappingId
+    state: MappingState
+    protocol: Protocol | int
+    internal_port: int
+    remote: Endpoint | None
+    external: Endpoint | None
+    lifetime: float | None
+    expires_at: float | None
+    renew_at: float | None
+    retry_at: float | None
+    options: tuple[pcp.Option, ...]
+    granted_options: tuple[pcp.Option, ...]
+
+
+class Timer(enum.Enum):
+    """Every reason to be woken."""
+
+    RETRANSMIT = "an answer is overdue"
+    RENEW = "a lease is to be renewed"
+    EXPIRE = "a lease is over, and there is no time left to renew it"
+    RETRY = "a refused mapping may be asked for again"
+    DEADLINE = "a mapping's own end has come"
+    FALLBACK = "the gateway is silent to the preferred protocol: try the other one as well"
+    RECOVER = "the gateway has, or may have, lost its state: ask for everything again"
+    ADDRESS = "a grant has waited long enough for the external address"
+    HOLD = "the gateway was out of resources and may have some again"
+
+
+class Purpose(enum.Enum):
+    """What a request is for."""
+
+    CREATE = enum.auto()
+    RENEW = enum.auto()
+    CONFIRM = enum.auto()  # a renewal out of turn: the gateway may have lost it
+    RECOVER = enum.auto()  # the gateway has lost it
+    VACATE = enum.auto()  # a delete that another request for the same mapping follows
+    DELETE = enum.auto()
+    ADDRESS = enum.auto()  # which is the external address?
+    PROBE = enum.auto()  # does the gateway speak this at all?
+    DIAGNOSE = enum.auto()  # the same, because the caller wants to know
+
+
+ASKING = frozenset({Purpose.CREATE, Purpose.RENEW, Purpose.CONFIRM, Purpose.RECOVER})
+"""The purposes of a mapping that is still wanted."""
+DELETING = frozenset({Purpose.VACATE, Purpose.DELETE})
+
+
+@attrs.define(kw_only=True, eq=False, repr=False)
+class Exchange:
+    """One request and the wait for its answer. `limit` is how often it may be sent, None for ever."""
+
+    purpose: Purpose
+    mapping: Tracked | None
+    dialect: Dialect
+    data: bytes
+    limit: int | None
+    attempts: int = 0
+    wait: float = 0.0
+    sent_at: float = 0.0
+    mismatches: int = 0  # successes with another endpoint than the only one that was wanted
+
+
+@attrs.define(kw_only=True, eq=False, repr=False)
+class Tracked:
+    """What the client remembers of one mapping."""
+
+    id: MappingId
+    wish: Wish  # its `external` is what to suggest: the caller's wish at first, then what was granted
+    until: float | None = None
+    is_errand: bool = False  # made by the client itself, to learn the external address; not the caller's
+    pair: Pair | None = None
+    state: MappingState | None = MappingState.REQUESTING  # None: it is over
+    exchange: Exchange | None = None
+    dialect: Dialect | None = None  # in which it was granted; None while held: from elsewhere, see `network_changed`
+    external: Endpoint | None = None  # as last granted
+    told: Endpoint | None = None  # the endpoint of the last event, until one has said that it is lost
+    is_news: bool = False  # a grant that no event has told yet
+    follows_gateway: bool = False  # its external address is the gateway's, which is told apart from the grant
+    maybe_there: bool = False  # the gateway may have it
+    generation: int = 0
+    granted_options: tuple[pcp.Option, ...] = ()
+    lifetime: float = 0.0
+    granted_at: float = 0.0
+    expires_at: float = 0.0
+    renew_at: float | None = None
+    renewals: int = 0  # how many times it should have been renewed when it was last tried
+    next_renewal: int = 0
+    renewal_sent_at: float = -math.inf
+    is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
+    retry_at: float | None = None
+    hold_until: float = -math.inf
+    refused_by_silence: bool = False
+    ending: MappingFailed | None = None
+
+    @property
+    def is_held(self) -> bool:
+        return self.state is MappingState.HELD
+
+    def has_use_for(self, purpose: Purpose, generation: int) -> bool:
+        """Whether a queued task is still to be done; `generation` counts the gateway's losses of state."""
+        if self.exchange is not None:
+            return False
+        match purpose:
+            case Purpose.CREATE | Purpose.VACATE:
+                return self.state is MappingState.REQUESTING
+            case Purpose.RENEW:
+                is_due = self.renew_at is None and self.generation == generation  # else a recovery does it
+                return self.is_held and is_due
+            case Purpose.CONFIRM | Purpose.RECOVER:
+                return self.is_held and self.generation < generation
+            case _:
+                return self.state is MappingState.RELEASING
+
+    def move(self, what: Input) -> None:
+        assert self.state is not None
+        self.state = TRANSITIONS[self.state, what]
+
+    def about(self, gateway: Address) -> dict[str, typing.Any]:
+        """The fields that every event of a mapping has."""
+        return {
+            "gateway": gateway,
+            "mapping": self.id,
+            "protocol": self.wish.protocol,
+            "internal_port": self.wish.internal_port,
+        }
+
+    def look(self) -> Mapping:
+        assert self.state is not None
+        held = self.is_held
+        return Mapping(
+            id=self.id,
+            state=self.state,
+            protocol=self.wish.protocol,
+            internal_port=self.wish.internal_port,
+            remote=self.wish.remote,
+            external=self.told if held else None,
+            lifetime=self.lifetime if held else None,
+            expires_at=self.expires_at if held else None,
+            renew_at=self.renew_at,
+            retry_at=self.retry_at,
+            options=self.wish.options,
+            granted_options=self.granted_options if held else (),
+        )
+
+
+@attrs.define(eq=False, repr=False)
+class Pair:
+    """TCP and UDP of one internal port, which are to have the same external port.
+
+    UDP goes first and TCP follows right behind it, in each round: some gateways drop a rule of TCP's when UDP of the
+    same port is renewed or deleted, and TCP's own renewal puts it back (miniupnpd 2.3.1).
+    """
+
+    udp: Tracked
+    tcp: Tracked
+    rounds: int = 0  # how often one of them was asked for again, because their ports differed
+    is_split: bool = False  # it was told that they differ
+    is_following: bool = False  # TCP is to be renewed because UDP was asked for
+
+    def twin(self, mapping: Tracked) -> Tracked:
+        return self.tcp if mapping is self.udp else self.udp
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are held on one port."""
+        udp, tcp = self.udp.external, self.tcp.external
+        is_held = self.udp.is_held and self.tcp.is_held
+        return is_held and udp is not None and tcp is not None and udp.port == tcp.port

@@ -1,0 +1,135 @@
+"""A client's mappings as plain values, which survive the process, and back.
+
+The form is dicts, lists, strings, numbers and None, so that `json.dumps` takes it. It holds the nonces: whoever reads
+it can change the mappings at the gateway (RFC 6887 section 18.1).
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+
+import attrs
+
+from .errors import LocalProtocolError, NatPmpError
+from .events import Address
+from .lifecycle import Tracked
+from .wire.fields import Endpoint, IPAddress, Value, to_address
+from .wire.options import Option, decode_options, encode_options
+
+FORM = "natpmp_sansio client 1"
+Plain = dict[str, typing.Any]
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Saved(Value):
+    """One mapping of a snapshot, times in seconds as of then. `remaining` of the lease: None if it was not held."""
+
+    id: int
+    protocol: int
+    internal_port: int
+    remote: Endpoint | None
+    external: Endpoint
+    lifetime: int
+    nonce: bytes
+    options: tuple[Option, ...]
+    until: float | None
+    remaining: float | None
+    version: int | None
+    twin: int | None
+
+
+def write(gateways: tuple[Address, ...], local: IPAddress, mappings: list[Tracked], last_id: int, now: float) -> Plain:
+    """What `read` gives back."""
+    return {
+        "form": FORM,
+        "gateways": [list(address) for address in gateways],
+        "local_address": str(local),
+        "last_id": last_id,
+        "mappings": [_write_mapping(mapping, now) for mapping in mappings],
+    }
+
+
+def read(snapshot: object) -> tuple[list[Address], str, int, list[Saved]]:
+    """Gateways, local address, the last id, and the mappings.
+
+    Raises:
+        LocalProtocolError: it is not what `write` wrote, and why not.
+    """
+    if not isinstance(snapshot, dict) or snapshot.get("form") != FORM:
+        raise LocalProtocolError(f"not a snapshot of a client: its form is not {FORM!r}")
+    try:
+        gateways = [typing.cast("Address", tuple(address)) for address in snapshot["gateways"]]
+        mappings = [_read_mapping(mapping) for mapping in snapshot["mappings"]]
+        local, last_id = str(snapshot["local_address"]), _number(snapshot["last_id"], int)
+    except (LookupError, TypeError, ValueError, AttributeError, NatPmpError) as error:
+        raise LocalProtocolError(f"a damaged snapshot: {error!r}") from None
+    ids = [mapping.id for mapping in mappings]
+    if len(set(ids)) < len(ids) or not all(0 < each <= last_id for each in ids):
+        raise LocalProtocolError("a damaged snapshot: its mappings are not numbered one by one")
+    if any(mapping.twin is not None and mapping.twin not in ids for mapping in mappings):
+        raise LocalProtocolError("a damaged snapshot: one of a pair is missing")
+    return gateways, local, last_id, mappings
+
+
+def _write_mapping(mapping: Tracked, now: float) -> Plain:
+    wish, pair = mapping.wish, mapping.pair
+    return {
+        "id": mapping.id,
+        "protocol": int(wish.protocol),
+        "internal_port": wish.internal_port,
+        "remote": _write_endpoint(wish.remote),
+        "external": _write_endpoint(wish.external),
+        "lifetime": wish.lifetime,
+        "nonce": wish.nonce.hex(),
+        "options": encode_options(wish.options).hex(),
+        "until": None if mapping.until is None else mapping.until - now,
+        "remaining": mapping.expires_at - now if mapping.is_held else None,
+        "version": mapping.dialect.version if mapping.dialect is not None and mapping.is_held else None,
+        "twin": pair.twin(mapping).id if pair is not None else None,
+    }
+
+
+def _read_mapping(saved: Plain) -> Saved:
+    nonce = bytes.fromhex(saved["nonce"])
+    if len(nonce) != 12:
+        raise ValueError(f"a nonce of {len(nonce)} octets")
+    external = _read_endpoint(saved["external"])
+    if external is None:
+        raise ValueError("a mapping without an endpoint to suggest")
+    return Saved(
+        id=_number(saved["id"], int),
+        protocol=_number(saved["protocol"], int),
+        internal_port=_number(saved["internal_port"], int),
+        remote=_read_endpoint(saved["remote"]),
+        external=external,
+        lifetime=_number(saved["lifetime"], int),
+        nonce=nonce,
+        options=decode_options(bytes.fromhex(saved["options"]), 0),
+        until=None if saved["until"] is None else _number(saved["until"], float),
+        remaining=None if saved["remaining"] is None else _number(saved["remaining"], float),
+        version=None if saved["version"] is None else _number(saved["version"], int),
+        twin=None if saved["twin"] is None else _number(saved["twin"], int),
+    )
+
+
+def _write_endpoint(endpoint: Endpoint | None) -> list[str | int | None] | None:
+    if endpoint is None:
+        return None
+    return [None if endpoint.address is None else str(endpoint.address), endpoint.port]
+
+
+def _read_endpoint(saved: list[typing.Any] | None) -> Endpoint | None:
+    if saved is None:
+        return None
+    address, port = saved
+    return Endpoint(None if address is None else to_address(address), _number(port, int))
+
+
+N = typing.TypeVar("N", int, float)
+
+
+def _number(value: object, kind: type[N]) -> N:
+    if isinstance(value, bool) or not isinstance(value, kind | int) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return kind(value)

@@ -1,0 +1,117 @@
+"""What a caller wants of a gateway, checked."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable
+
+import attrs
+
+from .errors import LocalProtocolError
+from .wire import pcp
+from .wire.fields import MAX_LIFETIME, Endpoint, IPAddress, Protocol, Value, any_address, to_address, to_protocol
+
+Target = tuple[typing.Any, ...]
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Wish(Value):
+    """What a mapping request is about. `external` is what to suggest; its parts may be None and 0.
+
+    `remote` is the one peer of an outbound mapping, None for an inbound one; `family` is the IP version outside where
+    it is another than inside.
+    """
+
+    protocol: Protocol | int
+    internal_port: int
+    external: Endpoint
+    lifetime: int
+    nonce: bytes
+    options: tuple[pcp.Option, ...] = ()
+    remote: Endpoint | None = None
+    family: int | None = None
+
+    @property
+    def target(self) -> Target:
+        """What two mappings cannot have in common (RFC 6887 section 11.3): protocol, internal port, and where there
+        are any, the remote peer, whose address it is if not ours, and the family outside if not the usual one."""
+        whose = tuple(o for o in self.options if isinstance(o, pcp.ThirdParty | pcp.ThirdPartyId))
+        extra = (self.remote, whose, self.family)
+        return (self.protocol, self.internal_port, *(extra if any(extra) else ()))
+
+    @property
+    def prefers_failure(self) -> bool:
+        """Whether only just the suggested endpoint will do (RFC 6887 section 13.2)."""
+        return any(isinstance(option, pcp.PreferFailure) for option in self.options)
+
+    def is_met_by(self, external: Endpoint) -> bool:
+        """Whether an assigned endpoint is one that was asked for."""
+        address = self.external.address
+        is_free = address is None or address == any_address(address)
+        return external.port == self.external.port and (is_free or external.address == address)
+
+    @property
+    def ports(self) -> range:
+        """The internal ports that it is about, of a port set all (RFC 7753)."""
+        sizes = [option.size for option in self.options if isinstance(option, pcp.PortSet)]
+        return range(self.internal_port, self.internal_port + max(sizes, default=1))
+
+
+def checked_wish(
+    local: IPAddress,
+    protocol: Protocol | int,
+    internal_port: int,
+    remote: Endpoint | None,
+    external_port: int,
+    external_address: str | IPAddress | None,
+    lifetime: int,
+    options: tuple[pcp.Option, ...],
+) -> Wish:
+    """A wish from what a caller said.
+
+    Raises:
+        LocalProtocolError: no message could carry it, or it makes no sense.
+    """
+    address = None if external_address is None else to_address(external_address)
+    suggested = any_address(local) if address is None else address
+    head = (local, bytes(12), protocol, internal_port)
+    tail = (external_port, suggested, lifetime, tuple(options))
+    request: pcp.MapRequest | pcp.PeerRequest
+    if remote is None:
+        request = pcp.MapRequest(*head, *tail)
+    else:
+        assert remote.address is not None
+        request = pcp.PeerRequest(*head, remote.port, remote.address, *tail)
+    if lifetime == 0:
+        raise LocalProtocolError(f"lifetime must be from 1 to {MAX_LIFETIME} s; to delete a mapping, unmap it")
+    if internal_port != 0 and request.protocol not in _WITH_PORTS:
+        raise LocalProtocolError(f"protocol {protocol} has no ports: internal_port must be 0 (RFC 6887 11.2)")
+    return Wish(
+        protocol=to_protocol(protocol),
+        internal_port=internal_port,
+        external=Endpoint(address, external_port),
+        lifetime=lifetime,
+        nonce=request.nonce,
+        options=request.options,
+        remote=remote,
+        family=None if suggested.version == local.version else suggested.version,
+    )
+
+
+def require_no_overlap(wish: Wish, others: Iterable[Wish]) -> None:
+    """Port sets must not overlap by accident (RFC 7753 section 6.3).
+
+    Raises:
+        LocalProtocolError: one does.
+    """
+    new = wish.ports
+    for other in others:
+        old = other.ports
+        if other.protocol == wish.protocol and new.start < old.stop and old.start < new.stop:
+            raise LocalProtocolError(
+                f"{wish.protocol!r} ports {new.start} to {new.stop - 1} overlap with a mapping of {old.start} to "
+                f"{old.stop - 1}"
+            )
+
+
+_WITH_PORTS = (Protocol.TCP, Protocol.UDP, 33, 132, 136, 253, 254)  # DCCP, SCTP, UDP-Lite, and for experiments
