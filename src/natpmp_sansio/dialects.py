@@ -45,6 +45,10 @@ class MapAnswer(Value):
     """Whether a refusal is about the whole server, so that others would fare the same."""
 
     @property
+    def external(self) -> Endpoint:
+        return Endpoint(self.external_address, self.external_port)
+
+    @property
     def is_deletion(self) -> bool:
         """Whether it says that a mapping is gone, as was asked."""
         return self.reason is None and self.lifetime == 0

@@ -306,7 +306,7 @@ class Keeper(Machine[TimerKey]):
         elif answer.lifetime == 0 or (answer.external_port == 0 and mapping.wish.internal_port != 0):
             self._tolerated[Oddity.UNUSABLE_GRANT] += 1
             self._on_refusal(mapping, Reason.UNUSABLE_GRANT, answer, now)
-        elif mapping.wish.prefers_failure and not mapping.wish.is_met_by(_endpoint_in(answer)):
+        elif mapping.wish.prefers_failure and not mapping.wish.is_met_by(answer.external):
             self._on_other_endpoint(mapping, answer, now)
         else:
             self._on_grant(dialect, mapping, answer, now)
@@ -340,7 +340,7 @@ class Keeper(Machine[TimerKey]):
         self._learn_prefixes(answer.options)
         mapping.follows_gateway = answer.external_address is None
         if answer.external_address is not None:
-            self._assign(mapping, _endpoint_in(answer))
+            self._assign(mapping, answer.external)
             self._learn_address(answer.external_address, now)
             if mapping.is_errand:
                 self._release(mapping, None)
@@ -622,6 +622,7 @@ class Keeper(Machine[TimerKey]):
 
     def _on_vacated(self, mapping: Tracked, now: float) -> None:
         self._end(mapping.exchange)
+        mapping.external = None
         self._tasks.appendleft((Purpose.CREATE, mapping))
         self._keep_pair(mapping, Purpose.VACATE, now)
 
@@ -1105,7 +1106,7 @@ class Keeper(Machine[TimerKey]):
         elif not dialect.supports(wish):
             self._finish(mapping, Reason.NEEDS_PCP, None)
         elif purpose in DELETING:
-            data = dialect.delete_request(wish)
+            data = dialect.delete_request(mapping.to_delete)
             if data is not None:
                 self._start(purpose, mapping, dialect, data, now)
             elif purpose is Purpose.DELETE:
@@ -1178,10 +1179,6 @@ def _decoded(data: bytes) -> Message | None:
         return decode(data)
     except DecodeError:
         return None
-
-
-def _endpoint_in(answer: MapAnswer) -> Endpoint:
-    return Endpoint(answer.external_address, answer.external_port)
 
 
 _HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL, Reason.THIRD_PARTY_ID})

@@ -164,6 +164,12 @@ class Tracked:
     def is_held(self) -> bool:
         return self.state is MappingState.HELD
 
+    @property
+    def to_delete(self) -> Wish:
+        """The wish with what was granted, whatever has been suggested since: only a delete of that means this mapping,
+        where its internal port is not known."""
+        return self.wish if self.external is None else attrs.evolve(self.wish, external=self.external)
+
     def has_use_for(self, purpose: Purpose, generation: int) -> bool:
         """Whether a queued task is still to be done; `generation` counts the gateway's losses of state."""
         if self.exchange is not None:
