@@ -447,7 +447,7 @@ class Client(Keeper):
         for mapping in list(self._mappings.values()):
             old = mapping.dialect
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
-            data = old.delete_request(mapping.to_delete) if old and (old.has_nonce or not has_moved) else None
+            data = old.delete_request(mapping.granted) if old and (old.has_nonce or not has_moved) else None
             if data is not None and mapping.maybe_there:
                 self._send(data, self.gateway, mapping)
             if mapping.state is MappingState.RELEASING:

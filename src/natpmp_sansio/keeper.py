@@ -362,9 +362,11 @@ class Keeper(Machine[TimerKey]):
         self._keep_pair(mapping, purpose, now)
 
     def _assign(self, mapping: Tracked, external: Endpoint) -> None:
-        """Note the endpoint that a mapping has, which is also what is suggested from now on."""
+        """Note the endpoint that a mapping has. It is also what is suggested from now on, unless the caller insists:
+        who insists on a port alone shall have it at the next address, too (field notes)."""
         mapping.external = external
-        mapping.wish = attrs.evolve(mapping.wish, external=external)
+        if not mapping.wish.prefers_failure:
+            mapping.wish = attrs.evolve(mapping.wish, external=external)
 
     def _tell_grant(self, mapping: Tracked) -> None:
         """Say what is true now of a held mapping. One of a pair waits until its twin has been answered as well."""
@@ -1106,7 +1108,7 @@ class Keeper(Machine[TimerKey]):
         elif not dialect.supports(wish):
             self._finish(mapping, Reason.NEEDS_PCP, None)
         elif purpose in DELETING:
-            data = dialect.delete_request(mapping.to_delete)
+            data = dialect.delete_request(mapping.granted)
             if data is not None:
                 self._start(purpose, mapping, dialect, data, now)
             elif purpose is Purpose.DELETE:
@@ -1121,6 +1123,7 @@ class Keeper(Machine[TimerKey]):
             if purpose is Purpose.RENEW:
                 mapping.renewals = mapping.next_renewal
                 mapping.is_renewal_open, mapping.renewal_sent_at = True, now
+                wish = attrs.evolve(mapping.granted, lifetime=wish.lifetime)
             self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
 
     def _start(self, purpose: Purpose, mapping: Tracked | None, dialect: Dialect, data: bytes, now: float) -> None:

@@ -165,9 +165,8 @@ class Tracked:
         return self.state is MappingState.HELD
 
     @property
-    def to_delete(self) -> Wish:
-        """The wish with what was granted, whatever has been suggested since: only a delete of that means this mapping,
-        where its internal port is not known."""
+    def granted(self) -> Wish:
+        """The wish with what was granted, to renew or delete just that; the wish itself may suggest another by now."""
         return self.wish if self.external is None else attrs.evolve(self.wish, external=self.external)
 
     def has_use_for(self, purpose: Purpose, generation: int) -> bool:
