@@ -217,9 +217,7 @@ class Keeper(Machine[TimerKey]):
         if not from_server:
             questions = []
         if not questions and outcome.reason is not None:
-            self._rejected[Rejected.UNASKED] += (
-                1  # an error that nobody asked for proves nothing, least of all an epoch
-            )
+            self._rejected[Rejected.UNASKED] += 1  # it proves nothing, least of all an epoch
             return
         has_lost = self._heard(dialect, outcome.epoch, now)
         if isinstance(outcome, Announcement):
@@ -283,9 +281,11 @@ class Keeper(Machine[TimerKey]):
             if mapping.dialect is dialect:
                 self._heard(dialect, answer.epoch, now)
             return
-        if not dialect.has_nonce and not is_deleting and answer.is_deletion:
-            self._rejected[Rejected.OLD] += 1  # a copy of the answer to an earlier delete of the same port
-            return
+        if exchange is not None and not dialect.has_nonce and not is_deleting and answer.is_deletion:
+            exchange.mismatches += 1
+            if exchange.mismatches <= self._config.delete_attempts:
+                self._rejected[Rejected.OLD] += 1  # a copy of the answer to an earlier delete of the same port
+                return
         self._heard(dialect, answer.epoch, now)
         self._refused_versions.clear()
         self._adopt(dialect, now)
@@ -334,7 +334,7 @@ class Keeper(Machine[TimerKey]):
         mapping.lifetime = float(min(answer.lifetime, self._config.max_lifetime))
         mapping.granted_at, mapping.expires_at = now, now + mapping.lifetime
         mapping.retry_at, mapping.renewals, mapping.hold_until = None, 0, -math.inf
-        mapping.is_renewal_open = False
+        mapping.is_renewal_open, mapping.useless = False, 0
         self._timers.cancel((Timer.RETRY, mapping))
         self._schedule_renewal(mapping, now)
         self._learn_prefixes(answer.options)
@@ -405,7 +405,9 @@ class Keeper(Machine[TimerKey]):
             self._tasks.appendleft((Purpose.CREATE, mapping))
             return
         self._end(exchange)
-        hold = self._bounded(answer.hold)
+        mapping.useless = min(mapping.useless + (reason is Reason.UNUSABLE_GRANT), 16)
+        # A success says nothing about how long it is no use to ask again: ever longer, as after silence.
+        hold = self._bounded(answer.hold if code else self._config.min_hold * 2.0 ** max(mapping.useless - 1, 0))
         if answer.server_wide:  # RFC 6887 section 11.4
             self._hold_new_until = now + hold
             self._wake_after_hold(now)
@@ -917,7 +919,7 @@ class Keeper(Machine[TimerKey]):
             return
         self._move(mapping, Input.REFUSE)
         mapping.refused_by_silence = code is None
-        mapping.maybe_there = mapping.maybe_there and code is None
+        mapping.maybe_there = mapping.maybe_there and not code  # a grant of no use is one
         told = MappingRefused if mapping.told is None else MappingLost
         mapping.told = None
         self._retry_later(mapping, retry_at)

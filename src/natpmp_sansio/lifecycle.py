@@ -125,7 +125,7 @@ class Exchange:
     attempts: int = 0
     wait: float = 0.0
     sent_at: float = 0.0
-    mismatches: int = 0  # successes with another endpoint than the only one that was wanted
+    mismatches: int = 0  # successes that may be answers to an earlier request
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
@@ -157,6 +157,7 @@ class Tracked:
     is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
     retry_at: float | None = None
     hold_until: float = -math.inf
+    useless: int = 0  # how many grants in a row could not be used
     refused_by_silence: bool = False
     ending: MappingFailed | None = None
 
