@@ -160,8 +160,9 @@ class Dialect(typing.Protocol):
         """Whether it would be that answer, had the gateway not kept a part of the port only."""
         ...
 
-    def mend(self, data: bytes) -> bytes | None:
-        """A response from which only the response bit is missing, with it; None: that is not all that is amiss."""
+    def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
+        """A response from which only the response bit is missing, with it; None: that is not all that is amiss.
+        `is_awaited`: an answer in this dialect is, and not only one in another."""
         ...
 
     def is_deleted(self, answer: MapAnswer) -> bool:
@@ -261,8 +262,9 @@ class NatPmpDialect:
         port = wish.internal_port
         return answer.protocol == wish.protocol and port > 0xFF and answer.internal_port == port & 0xFF
 
-    def mend(self, data: bytes) -> bytes | None:
-        is_answer = len(data) == _ANSWER_SIZES.get(data[1])
+    def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
+        is_version_error = data[2:4] == b"\0\1"  # of whatever opcode and length
+        is_answer = is_version_error or (is_awaited and len(data) == _ANSWER_SIZES.get(data[1]))
         return bytes((data[0], data[1] | 0x80, *data[2:])) if is_answer else None
 
     def is_deleted(self, answer: MapAnswer) -> bool:
@@ -363,7 +365,7 @@ class PcpDialect:
     def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
         return False
 
-    def mend(self, data: bytes) -> bytes | None:
+    def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
         return None  # without the bit it is a request, and dropped (section 8.3)
 
     def is_deleted(self, answer: MapAnswer) -> bool:

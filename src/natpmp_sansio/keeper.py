@@ -188,13 +188,13 @@ class Keeper(Machine[TimerKey]):
     # --- answers
 
     def _mend(self, data: bytes, peer: PeerKey) -> bytes | None:
-        """A NAT-PMP answer without the response bit, with it, while such an answer is awaited. Changes nothing."""
+        """A NAT-PMP answer without the response bit, with it, while any answer is awaited. Changes nothing."""
         if self._config.strict or len(data) < 2 or peer != self._peers[self._at]:
             return None
         dialect = self._dialects.get(data[0])
-        if dialect is None or not any(exchange.dialect is dialect for exchange in self._exchanges):
+        if dialect is None or not self._exchanges:
             return None
-        return dialect.mend(data)
+        return dialect.mend(data, is_awaited=any(exchange.dialect is dialect for exchange in self._exchanges))
 
     def _sort(
         self, peer: PeerKey, message: Message | None, dialect: Dialect | None, outcome: Outcome | None, now: float
