@@ -510,11 +510,11 @@ class Keeper(Machine[TimerKey]):
         if dialect.has_nonce:
             found = self._by_nonce.get(answer.nonce)
             return found if found is not None and dialect.is_for(answer, found.wish) else None
-        for exchange in self._exchanges:  # only the request under way can tell
-            if exchange.mapping and exchange.dialect is dialect and dialect.is_for(answer, exchange.mapping.wish):
-                return exchange.mapping
         target = (answer.protocol, answer.internal_port)
-        return self._releasing.get(target) or self._wanted.get(target)
+        named = self._releasing.get(target) or self._wanted.get(target)
+        # Only the request under way can tell, unless the answer names another mapping.
+        awaited = [each.mapping for each in self._exchanges if each.mapping and each.dialect is dialect]
+        return next((each for each in awaited if named in (None, each) and dialect.is_for(answer, each.wish)), named)
 
     def _heard(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
         """A believable datagram of the gateway: it is there, and its epoch says whether it lost its state."""
