@@ -25,7 +25,7 @@ class Reason(enum.Enum):
     """Why a mapping was refused, lost or failed; the value says it in words."""
 
     NOT_AUTHORIZED = "the gateway does not allow it: port mapping may be switched off there, or this host barred"
-    NETWORK_FAILURE = "the gateway itself has no usable external address now"
+    NETWORK_FAILURE = "the gateway has no usable external address now, or its own firewall is not set up"
     NO_RESOURCES = "the gateway has no room for another mapping now"
     QUOTA = "this host has used up its share of mappings at the gateway"
     CANNOT_PROVIDE_EXTERNAL = "the gateway cannot give just this external address and port"
@@ -39,8 +39,12 @@ class Reason(enum.Enum):
     DELETED = "the gateway ended the mapping"
     THIRD_PARTY_ID = "the gateway does not know the THIRD_PARTY_ID, or not without THIRD_PARTY, or not in this length"
     OTHER = "the gateway answered with a result code that the RFCs do not define"
-    NO_ANSWER = "the gateway does not answer: it may not speak NAT-PMP or PCP, or have it switched off"
-    UNREACHABLE = "the gateway's port is closed: it does not speak NAT-PMP or PCP, or has it switched off"
+    NO_ANSWER = (
+        "the gateway does not answer: it may not speak NAT-PMP or PCP, have it switched off, or not serve this network"
+    )
+    UNREACHABLE = (
+        "the gateway's port is closed: it does not speak NAT-PMP or PCP, has it switched off for us, or is not up yet"
+    )
     NEEDS_PCP = "the gateway speaks only NAT-PMP, and what was asked for needs PCP"
     EXPIRED = "the lease ran out before the gateway renewed it"
     DEADLINE = "its own deadline has passed"
