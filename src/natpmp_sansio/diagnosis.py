@@ -34,8 +34,9 @@ class Diagnosis:
         """What all findings together say."""
         findings = tuple(finding for finding in self._findings.values() if finding is not None)
         reasons = [finding.reason for finding in findings]
-        if Reason.NETWORK_FAILURE in reasons:
-            reason: Reason | None = Reason.NETWORK_FAILURE
+        decisive = [each for each in _DECISIVE if each in reasons]
+        if decisive:
+            reason: Reason | None = decisive[0]
         elif None in reasons:
             reason = None if external_address is None else reason_of(external_address)
         else:
@@ -44,4 +45,5 @@ class Diagnosis:
         return ProbeCompleted(gateway=gateway, findings=findings, external_address=external_address, reason=reason)
 
 
+_DECISIVE = [Reason.ADDRESS_MISMATCH, Reason.NETWORK_FAILURE]  # even if the other protocol does not notice
 _VAGUE = [Reason.UNREACHABLE, Reason.NO_ANSWER, Reason.UNSUPPORTED_VERSION]
