@@ -356,9 +356,6 @@ class Keeper(Machine[TimerKey]):
             else:
                 self._nameless[mapping] = None
                 self._timers.set((Timer.ADDRESS, mapping), now + _ADDRESS_WAIT)
-        if mapping.pair is not None:
-            twin = mapping.pair.twin(mapping)
-            twin.wish = attrs.evolve(twin.wish, external=Endpoint(twin.wish.external.address, answer.external_port))
         self._keep_pair(mapping, purpose, now)
 
     def _assign(self, mapping: Tracked, external: Endpoint) -> None:
@@ -589,6 +586,10 @@ class Keeper(Machine[TimerKey]):
         pair = mapping.pair
         if pair is None or mapping.state is MappingState.RELEASING:
             return
+        twin = pair.twin(mapping)
+        if mapping.is_held and mapping.external is not None and not twin.is_held:
+            port = mapping.external.port
+            twin.wish = attrs.evolve(twin.wish, external=Endpoint(twin.wish.external.address, port))
         if mapping is pair.tcp:
             pair.is_following = pair.is_following and purpose is None and mapping.is_held
         elif purpose not in (None, Purpose.CREATE):
@@ -597,7 +598,7 @@ class Keeper(Machine[TimerKey]):
 
     def _settle(self, pair: Pair) -> None:
         """Tell both once both have been answered, or let one of them ask for the other's port."""
-        both = (pair.udp, pair.tcp)
+        both = (pair.tcp, pair.udp)
         if pair.is_following or any(each.exchange or each.state is MappingState.REQUESTING for each in both):
             return
         if pair.agrees:
@@ -605,7 +606,7 @@ class Keeper(Machine[TimerKey]):
         elif pair.udp.is_held and pair.tcp.is_held:
             if pair.rounds < _PAIR_ROUNDS:
                 pair.rounds += 1
-                self._vacate(pair.udp if pair.udp.granted_at <= pair.tcp.granted_at else pair.tcp)
+                self._vacate(both[pair.rounds % 2], both[(pair.rounds + 1) % 2])  # in turn, TCP's port first
                 return
             if not pair.is_split:
                 pair.is_split = True
@@ -614,8 +615,10 @@ class Keeper(Machine[TimerKey]):
             if each.is_held and each not in self._nameless:
                 self._tell(each)
 
-    def _vacate(self, mapping: Tracked) -> None:
+    def _vacate(self, mapping: Tracked, twin: Tracked) -> None:
         """Delete it, to ask for it anew with the port of its twin; what was told of it stands until then."""
+        assert twin.external is not None
+        mapping.wish = attrs.evolve(mapping.wish, external=twin.external)
         self._move(mapping, Input.MOVE)
         self._cancel_lease(mapping)
         self._tasks.append((Purpose.VACATE, mapping))
