@@ -27,11 +27,10 @@ def diagram() -> str:
     return "\n".join([*lines, "```", ""])
 
 
-def table(title: str, kind: type[MappingState] | type[Input]) -> str:
+def table(title: str, kind: type[MappingState | Input]) -> str:
     rows = [f"| {each.name} | {each.value} |" for each in kind]
     return "\n".join([f"| {title} | meaning |", "|---|---|", *rows, ""])
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}")

@@ -460,6 +460,7 @@ class Client(Keeper):
         self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
         self._at, self._tried = 0, 1
         self._dialects = dialects
+        self._can_fall_back = len(dialects) > 1 and not self._config.strict
         self._leases.clear()
         self._external_address, self._told_version, self._prefixes = None, None, ()
         self._address_at = -math.inf
@@ -503,7 +504,7 @@ class Client(Keeper):
         self._tasks.clear()
         self._put_off.clear()
         self._generation += 1
-        self._last_recovery = now
+        self._last_confirmation = now
         for mapping in self._mappings.values():
             if mapping.pair is not None:
                 mapping.pair.rounds, mapping.pair.is_following = 0, False
