@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import typing
+from ipaddress import IPv4Address
 
 from natpmp_sansio import (
     Address,
@@ -13,6 +14,8 @@ from natpmp_sansio import (
     Event,
     Gateway,
     GatewayConfig,
+    MappingId,
+    Protocol,
     SendDatagram,
     decode,
     natpmp,
@@ -186,3 +189,47 @@ def sent_until(gateway: Gateway, now: float, end: float) -> list[tuple[float, Ad
             return sent
         now = deadline
         gateway.handle_timeout(now)
+
+
+# --- a gateway of few words
+
+
+def answer(request: bytes, **changes: object) -> bytes:
+    """The successful answer of a PCP server to a MAP request, with some fields changed."""
+    asked = decode(request)
+    assert isinstance(asked, pcp.MapRequest)
+    fields: dict[str, object] = {
+        "result_code": pcp.ResultCode.SUCCESS,
+        "lifetime": asked.lifetime,
+        "epoch": 1000,
+        "nonce": asked.nonce,
+        "protocol": asked.protocol,
+        "internal_port": asked.internal_port,
+        "external_port": 40000 if asked.lifetime else 0,
+        "external_address": EXTERNAL,
+    }
+    return pcp.MapResponse(**{**fields, **changes}).encode()  # type: ignore[arg-type]
+
+
+def natpmp_answer(request: bytes, epoch: int = 1000, **changes: object) -> bytes:
+    """The same for NAT-PMP."""
+    asked = decode(request)
+    if isinstance(asked, natpmp.ExternalAddressRequest):
+        return natpmp.ExternalAddressResponse(natpmp.ResultCode.SUCCESS, epoch, IPv4Address(EXTERNAL)).encode()
+    assert isinstance(asked, natpmp.MapRequest)
+    fields: dict[str, object] = {
+        "result_code": natpmp.ResultCode.SUCCESS,
+        "internal_port": asked.internal_port,
+        "external_port": 40000 if asked.lifetime else 0,
+        "lifetime": asked.lifetime,
+    }
+    return natpmp.MapResponse(asked.protocol, epoch=epoch, **{**fields, **changes}).encode()  # type: ignore[arg-type]
+
+
+def held(client: Client, lifetime: int = 7200, now: float = 0.0) -> MappingId:
+    """A mapping that a PCP gateway granted at once."""
+    mapping = client.map_port(Protocol.TCP, 8080, now, lifetime=lifetime)
+    (request,), _ = drain(client)
+    assert client.receive_datagram(answer(request), SERVER, now)
+    drain(client)
+    return mapping

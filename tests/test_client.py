@@ -13,10 +13,13 @@ from helpers import (
     LOCAL,
     SERVER,
     Middle,
+    answer,
     drain,
     events_of,
+    held,
     make_client,
     make_gateway,
+    natpmp_answer,
     sends_of,
     times_of,
 )
@@ -36,7 +39,6 @@ from natpmp_sansio import (
     MappingChanged,
     MappingFailed,
     MappingGranted,
-    MappingId,
     MappingLost,
     MappingRefused,
     MappingReleased,
@@ -57,47 +59,6 @@ from natpmp_sansio.testing import Link, Simulation
 
 NAT_PMP_SENDS = [0.0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 31.75, 63.75]
 PCP_SENDS = [0.0, 3.0, 9.0, 21.0, 45.0, 93.0, 189.0, 381.0, 765.0, 1533.0, 2557.0]
-
-
-def answer(request: bytes, **changes: object) -> bytes:
-    """The successful answer of a PCP server to a MAP request, with some fields changed."""
-    asked = decode(request)
-    assert isinstance(asked, pcp.MapRequest)
-    fields: dict[str, object] = {
-        "result_code": pcp.ResultCode.SUCCESS,
-        "lifetime": asked.lifetime,
-        "epoch": 1000,
-        "nonce": asked.nonce,
-        "protocol": asked.protocol,
-        "internal_port": asked.internal_port,
-        "external_port": 40000 if asked.lifetime else 0,
-        "external_address": EXTERNAL,
-    }
-    return pcp.MapResponse(**{**fields, **changes}).encode()  # type: ignore[arg-type]
-
-
-def natpmp_answer(request: bytes, epoch: int = 1000, **changes: object) -> bytes:
-    """The same for NAT-PMP."""
-    asked = decode(request)
-    if isinstance(asked, natpmp.ExternalAddressRequest):
-        return natpmp.ExternalAddressResponse(natpmp.ResultCode.SUCCESS, epoch, IPv4Address(EXTERNAL)).encode()
-    assert isinstance(asked, natpmp.MapRequest)
-    fields: dict[str, object] = {
-        "result_code": natpmp.ResultCode.SUCCESS,
-        "internal_port": asked.internal_port,
-        "external_port": 40000 if asked.lifetime else 0,
-        "lifetime": asked.lifetime,
-    }
-    return natpmp.MapResponse(asked.protocol, epoch=epoch, **{**fields, **changes}).encode()  # type: ignore[arg-type]
-
-
-def held(client: Client, lifetime: int = 7200, now: float = 0.0) -> MappingId:
-    """A mapping that a PCP gateway granted at once."""
-    mapping = client.map_port(Protocol.TCP, 8080, now, lifetime=lifetime)
-    (request,), _ = drain(client)
-    assert client.receive_datagram(answer(request), SERVER, now)
-    drain(client)
-    return mapping
 
 
 # --- silence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import runpy
 import shlex
 import socket
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ def test_a_python_block_runs(
                     value.close()
     if expected is not None:
         assert capsys.readouterr().out.rstrip() == expected.rstrip()
+
+
+def test_the_life_of_a_mapping_is_drawn_from_the_table_of_now() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "draw_lifecycle.py"))
+    assert script["PAGE"].read_text() == script["page"]()
 
 
 def test_the_two_commands_of_the_readme_are_one_line_each() -> None:

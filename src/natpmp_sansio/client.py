@@ -443,7 +443,7 @@ class Client(Keeper):
         self, local: IPAddress, addresses: tuple[Address, ...], dialects: dict[int, Dialect], now: float
     ) -> None:
         """Another gateway or local address: delete what may be deleted from here, and take nothing along but wishes."""
-        is_elsewhere, has_moved = peers_of(addresses) != self._peers, local != self._local
+        has_moved = local != self._local
         for mapping in list(self._mappings.values()):
             old = mapping.dialect
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
@@ -455,27 +455,28 @@ class Client(Keeper):
             elif mapping.is_errand:
                 self._drop(mapping)
             else:
-                self._take_along(mapping, local, is_elsewhere, now)
+                self._take_along(mapping, local, now)
         self._wanted = {mapping.wish.target: mapping for mapping in self._mappings.values()}
         self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
         self._at, self._tried = 0, 1
         self._dialects = dialects
+        self._can_fall_back = len(dialects) > 1 and not self._config.strict
         self._leases.clear()
         self._external_address, self._told_version, self._prefixes = None, None, ()
         self._address_at = -math.inf
 
-    def _take_along(self, mapping: Tracked, local: IPAddress, is_elsewhere: bool, now: float) -> None:
+    def _take_along(self, mapping: Tracked, local: IPAddress, now: float) -> None:
         suggested = mapping.wish.external
         if local.version != self._local.version:
             suggested = Endpoint(None, suggested.port)
         elif suggested.address is not None:
             suggested = Endpoint(any_address(suggested.address), suggested.port)
         family = mapping.wish.family if local.version == self._local.version else None
-        mapping.wish = attrs.evolve(mapping.wish, external=suggested, family=family)
-        if is_elsewhere:  # each server has nonces of its own (RFC 6887 section 11.2)
-            self._by_nonce.pop(mapping.wish.nonce, None)
-            mapping.wish = attrs.evolve(mapping.wish, nonce=self._rng.randbytes(12))
-            self._by_nonce[mapping.wish.nonce] = mapping
+        # A new nonce: each server has its own (RFC 6887 section 11.2), and the old one's delete may still be answered.
+        self._by_nonce.pop(mapping.wish.nonce, None)
+        nonce = self._rng.randbytes(12)
+        mapping.wish = attrs.evolve(mapping.wish, external=suggested, family=family, nonce=nonce)
+        self._by_nonce[nonce] = mapping
         mapping.dialect, mapping.maybe_there = None, False
         if mapping.is_held:
             mapping.renew_at = None
@@ -503,7 +504,7 @@ class Client(Keeper):
         self._tasks.clear()
         self._put_off.clear()
         self._generation += 1
-        self._last_recovery = now
+        self._last_confirmation = now
         for mapping in self._mappings.values():
             if mapping.pair is not None:
                 mapping.pair.rounds, mapping.pair.is_following = 0, False

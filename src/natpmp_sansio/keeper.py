@@ -87,6 +87,7 @@ class Keeper(Machine[TimerKey]):
         self._tried = 1  # how many of them, since the last answer
         self._local = to_address(local_address)
         self._dialects = make_dialects(self._local, self._config, self._rng)
+        self._can_fall_back = len(self._dialects) > 1 and not self._config.strict
         self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
 
         self._mappings: dict[MappingId, Tracked] = {}
@@ -122,7 +123,8 @@ class Keeper(Machine[TimerKey]):
         self._generation = 0  # how often the gateway has, or may have, lost its state
         self._lost_generation = 0  # when it certainly had
         self._is_restart_told = False
-        self._last_recovery = -math.inf
+        self._last_recovery = -math.inf  # from a certain loss; from a doubtful one:
+        self._last_confirmation = -math.inf
         self._last_announcement = -math.inf
         self._closing = False
         self._closed = False
@@ -234,6 +236,7 @@ class Keeper(Machine[TimerKey]):
     def _on_question_answered(self, question: Exchange, outcome: AddressAnswer | Announcement, now: float) -> None:
         dialect = question.dialect
         self._end(question)
+        self._last_announcement = now  # what comes twice looks like an announcement
         if question.purpose is Purpose.DIAGNOSE:
             self._found(
                 Finding(
@@ -306,10 +309,18 @@ class Keeper(Machine[TimerKey]):
         elif answer.lifetime == 0 or (answer.external_port == 0 and mapping.wish.internal_port != 0):
             self._tolerated[Oddity.UNUSABLE_GRANT] += 1
             self._on_refusal(mapping, Reason.UNUSABLE_GRANT, answer, now)
+        elif not awaited and self._is_known(mapping, answer, now):
+            self._rejected[Rejected.OLD] += 1
         elif mapping.wish.prefers_failure and not mapping.wish.is_met_by(answer.external):
             self._on_other_endpoint(mapping, answer, now)
         else:
             self._on_grant(dialect, mapping, answer, now)
+
+    def _is_known(self, mapping: Tracked, answer: MapAnswer, now: float) -> bool:
+        """Whether a success that nobody waits for is a copy of one before: it says nothing new, or too much of a lease
+        that began earlier than now."""
+        is_same = mapping.is_held and not mapping.is_renewal_open and mapping.external == answer.external
+        return is_same and now + answer.lifetime > mapping.expires_at - 1.0
 
     def _on_unmatched(self, dialect: Dialect, answer: MapAnswer, now: float) -> None:
         awaited = [each.mapping for each in self._exchanges if each.purpose in ASKING and each.dialect is dialect]
@@ -340,7 +351,7 @@ class Keeper(Machine[TimerKey]):
         self._learn_prefixes(answer.options)
         mapping.follows_gateway = answer.external_address is None
         if answer.external_address is not None:
-            self._assign(mapping, answer.external)
+            mapping.assign(answer.external)
             self._learn_address(answer.external_address, now)
             if mapping.is_errand:
                 self._release(mapping, None)
@@ -348,7 +359,7 @@ class Keeper(Machine[TimerKey]):
             self._tell_grant(mapping)
         else:
             # NAT-PMP does not tell the address with the port: ask, unless it was told only just now.
-            self._assign(mapping, Endpoint(self._external_address, answer.external_port))
+            mapping.assign(Endpoint(self._external_address, answer.external_port))
             if now - self._address_at >= _ADDRESS_FRESH:
                 self._address_wanted = True
             if self._external_address is not None or mapping.told is not None:
@@ -356,17 +367,7 @@ class Keeper(Machine[TimerKey]):
             else:
                 self._nameless[mapping] = None
                 self._timers.set((Timer.ADDRESS, mapping), now + _ADDRESS_WAIT)
-        if mapping.pair is not None:
-            twin = mapping.pair.twin(mapping)
-            twin.wish = attrs.evolve(twin.wish, external=Endpoint(twin.wish.external.address, answer.external_port))
         self._keep_pair(mapping, purpose, now)
-
-    def _assign(self, mapping: Tracked, external: Endpoint) -> None:
-        """Note the endpoint that a mapping has. It is also what is suggested from now on, unless the caller insists:
-        who insists on a port alone shall have it at the next address, too (field notes)."""
-        mapping.external = external
-        if not mapping.wish.prefers_failure:
-            mapping.wish = attrs.evolve(mapping.wish, external=external)
 
     def _tell_grant(self, mapping: Tracked) -> None:
         """Say what is true now of a held mapping. One of a pair waits until its twin has been answered as well."""
@@ -377,9 +378,9 @@ class Keeper(Machine[TimerKey]):
             self._tell(mapping)
 
     def _tell(self, mapping: Tracked) -> None:
-        """New, moved or renewed."""
+        """New, moved or renewed: what no event has said yet of a mapping that is held."""
         external = mapping.external
-        if not mapping.is_news or external is None:
+        if not mapping.is_news or not mapping.is_held or external is None:
             return
         old, mapping.told, mapping.is_news = mapping.told, external, False
         lease = {"lifetime": mapping.lifetime, "expires_at": mapping.expires_at}
@@ -394,7 +395,7 @@ class Keeper(Machine[TimerKey]):
         """Tell the grants that wait for an external address, which is known now or will not be soon."""
         for mapping in list(self._nameless):
             assert mapping.external is not None
-            self._assign(mapping, Endpoint(self._external_address, mapping.external.port))
+            mapping.assign(Endpoint(self._external_address, mapping.external.port))
             self._tell_grant(mapping)
 
     def _on_refusal(self, mapping: Tracked, reason: Reason, answer: MapAnswer, now: float) -> None:
@@ -412,7 +413,8 @@ class Keeper(Machine[TimerKey]):
             self._hold_new_until = now + hold
             self._wake_after_hold(now)
         asked_to_renew = mapping.is_renewal_open if exchange is None else purpose in (Purpose.RENEW, Purpose.CONFIRM)
-        if mapping.is_held and asked_to_renew and reason is not Reason.DELETED:
+        is_gone = reason is Reason.DELETED or mapping.generation < self._lost_generation
+        if mapping.is_held and asked_to_renew and not is_gone:
             # The lease stands; the same request is not sent again within the error's lifetime (RFC 6887 section 8.3).
             mapping.hold_until, mapping.is_renewal_open = now + hold, False
             mapping.generation = self._generation
@@ -433,7 +435,7 @@ class Keeper(Machine[TimerKey]):
         if reason is Reason.NO_RESOURCES and wish.external.port != 0 and not wish.prefers_failure:
             # Some say so of a port that is taken (field notes).
             self._tolerated[Oddity.PORT_BUSY] += 1
-            mapping.wish = attrs.evolve(wish, external=Endpoint(wish.external.address, 0))
+            mapping.suggest(wish.external.address, 0)
             return True
         if reason is Reason.MALFORMED and not all(option.mandatory for option in wish.options):
             # miniupnpd up to 2.3.10 stumbles over options whose length is no multiple of 4.
@@ -525,7 +527,7 @@ class Keeper(Machine[TimerKey]):
             return False
         self._generation += 1
         self._lost_generation = self._generation
-        at = self._recover_soon(now)
+        at = self._recover_soon(self._last_recovery, now)
         if not self._is_restart_told:
             self._is_restart_told = True
             self._emit(GatewayRestarted(gateway=self.gateway, recovery_at=at))
@@ -535,14 +537,15 @@ class Keeper(Machine[TimerKey]):
         """The gateway may have lost its state, though its epoch does not show it."""
         if self._timers.deadline((Timer.RECOVER, None)) is None:
             self._generation += 1
-            self._recover_soon(now)
+            self._recover_soon(max(self._last_recovery, self._last_confirmation), now)
 
-    def _recover_soon(self, now: float) -> float:
-        """When everything will be asked for again: never more often than configured."""
+    def _recover_soon(self, last: float, now: float) -> float:
+        """When everything will be asked for again: never more often than configured. `last`: when it was."""
+        at = max(now + recovery_delay(self._rng), last + self._config.recovery_interval)
         due = self._timers.deadline((Timer.RECOVER, None))
-        if due is None:
-            due = max(now + recovery_delay(self._rng), self._last_recovery + self._config.recovery_interval)
-            self._timers.set((Timer.RECOVER, None), due)
+        if due is None or at < due:
+            self._timers.set((Timer.RECOVER, None), at)
+            return at
         return due
 
     def _contact(self) -> None:
@@ -577,7 +580,7 @@ class Keeper(Machine[TimerKey]):
             self._emit(DoubleNatSuspected(gateway=self.gateway, address=address, reason=reason))
         for mapping in self._mappings.values():
             if mapping.is_held and mapping.follows_gateway and mapping.external is not None:
-                self._assign(mapping, Endpoint(address, mapping.external.port))
+                mapping.assign(Endpoint(address, mapping.external.port))
                 self._tell_grant(mapping)
 
     def _learn_prefixes(self, options: tuple[pcp.Option, ...]) -> None:
@@ -593,6 +596,9 @@ class Keeper(Machine[TimerKey]):
         pair = mapping.pair
         if pair is None or mapping.state is MappingState.RELEASING:
             return
+        twin = pair.twin(mapping)
+        if mapping.is_held and mapping.external is not None and not twin.is_held:
+            twin.suggest(twin.wish.external.address, mapping.external.port)
         if mapping is pair.tcp:
             pair.is_following = pair.is_following and purpose is None and mapping.is_held
         elif purpose not in (None, Purpose.CREATE):
@@ -601,7 +607,7 @@ class Keeper(Machine[TimerKey]):
 
     def _settle(self, pair: Pair) -> None:
         """Tell both once both have been answered, or let one of them ask for the other's port."""
-        both = (pair.udp, pair.tcp)
+        both = (pair.tcp, pair.udp)
         if pair.is_following or any(each.exchange or each.state is MappingState.REQUESTING for each in both):
             return
         if pair.agrees:
@@ -609,17 +615,18 @@ class Keeper(Machine[TimerKey]):
         elif pair.udp.is_held and pair.tcp.is_held:
             if pair.rounds < _PAIR_ROUNDS:
                 pair.rounds += 1
-                self._vacate(pair.udp if pair.udp.granted_at <= pair.tcp.granted_at else pair.tcp)
+                self._vacate(both[pair.rounds % 2], both[(pair.rounds + 1) % 2])  # in turn, TCP's port first
                 return
             if not pair.is_split:
                 pair.is_split = True
                 self._emit(PairSplit(gateway=self.gateway, tcp=pair.tcp.id, udp=pair.udp.id))
         for each in both:
-            if each.is_held and each not in self._nameless:
-                self._tell(each)
+            self._tell(each)
 
-    def _vacate(self, mapping: Tracked) -> None:
+    def _vacate(self, mapping: Tracked, twin: Tracked) -> None:
         """Delete it, to ask for it anew with the port of its twin; what was told of it stands until then."""
+        assert twin.external is not None
+        mapping.suggest(twin.external.address, twin.external.port)
         self._move(mapping, Input.MOVE)
         self._cancel_lease(mapping)
         self._tasks.append((Purpose.VACATE, mapping))
@@ -640,8 +647,7 @@ class Keeper(Machine[TimerKey]):
         twin.pair = None
         if mapping is pair.tcp:
             mapping.pair = None
-        if twin.is_held and twin not in self._nameless:
-            self._tell(twin)
+        self._tell(twin)
         self._wake_put_off()
 
     # --- versions and addresses
@@ -655,10 +661,6 @@ class Keeper(Machine[TimerKey]):
     @property
     def _preferred(self) -> Dialect:
         return next(iter(self._dialects.values()))
-
-    @property
-    def _may_fall_back(self) -> bool:
-        return len(self._dialects) > 1 and not self._config.strict
 
     def _speaking(self, now: float) -> Dialect:
         """The dialect for the next request. A lesser one is soon forgotten again (RFC 6886 section 1.1)."""
@@ -742,8 +744,9 @@ class Keeper(Machine[TimerKey]):
             self._tell_waiting_grants()
         elif mapping is None or (mapping.state is MappingState.REQUESTING and exchange.purpose is not Purpose.VACATE):
             self._on_address_failed(Reason.NO_ANSWER, now)
-        elif exchange.purpose is Purpose.DELETE:
-            self._on_delete_unanswered(mapping)
+        elif exchange.purpose is Purpose.DELETE:  # whoever closes does not wait for each of many to meet with silence
+            for each in list(self._mappings.values()) if self._closing else [mapping]:
+                self._released(each, confirmed=False)
         elif exchange.purpose is Purpose.VACATE:
             self._on_vacated(mapping, now)
         else:
@@ -751,12 +754,6 @@ class Keeper(Machine[TimerKey]):
                 self._lose_contact(Reason.NO_ANSWER)
             self._ask_again(mapping, now, now + self._config.min_hold)
             self._keep_pair(mapping, exchange.purpose, now)
-
-    def _on_delete_unanswered(self, mapping: Tracked) -> None:
-        """Whoever closes does not wait for each delete of many to meet with the same silence."""
-        given_up = list(self._mappings.values()) if self._closing else [mapping]
-        for each in given_up:
-            self._released(each, confirmed=False)
 
     def _on_patience_over(self, exchange: Exchange, now: float) -> None:
         """A request that is sent for ever has met with silence for long enough to say so."""
@@ -768,7 +765,7 @@ class Keeper(Machine[TimerKey]):
             return
         if any(other.purpose is Purpose.PROBE for other in self._exchanges):
             return  # the verdict comes when the other dialect has met with silence, too
-        if self._may_fall_back and not self._is_proven_other_than(None):
+        if self._can_fall_back and not self._is_proven_other_than(None):
             self._current = None  # it answered once, and may have been replaced
             self._on_fallback(now)
             return
@@ -805,7 +802,11 @@ class Keeper(Machine[TimerKey]):
     def _on_recover(self, now: float) -> None:
         """Ask for everything again that was granted before the gateway lost its state (RFC 6887 section 14.1.3)."""
         has_lost = self._is_restart_told
-        self._last_recovery, self._is_restart_told = now, False
+        self._is_restart_told = False
+        if has_lost:
+            self._last_recovery = now
+        else:
+            self._last_confirmation = now
         for mapping in self._mappings.values():
             if mapping.is_held and mapping.generation < self._generation:
                 self._end(mapping.exchange)
@@ -1113,10 +1114,8 @@ class Keeper(Machine[TimerKey]):
             data = dialect.delete_request(mapping.granted)
             if data is not None:
                 self._start(purpose, mapping, dialect, data, now)
-            elif purpose is Purpose.DELETE:
-                self._released(mapping, confirmed=False)
             else:
-                self._on_vacated(mapping, now)
+                self._released(mapping, confirmed=False)
         else:
             if mapping.until is not None:
                 left = max(1, math.ceil(mapping.until - now))
@@ -1142,7 +1141,7 @@ class Keeper(Machine[TimerKey]):
         if mapping is not None:
             mapping.exchange = exchange
         is_first = self._current is None and dialect is self._preferred and purpose is not Purpose.DIAGNOSE
-        if is_first and self._may_fall_back:
+        if is_first and self._can_fall_back:
             fallback = (Timer.FALLBACK, None)
             if self._timers.deadline(fallback) is None and all(
                 other.dialect is dialect or other.purpose is Purpose.DIAGNOSE for other in self._exchanges

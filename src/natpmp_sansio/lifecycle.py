@@ -15,7 +15,7 @@ import attrs
 from .dialects import Dialect
 from .events import Address, MappingFailed, MappingId
 from .wire import pcp
-from .wire.fields import Endpoint, Protocol, Value
+from .wire.fields import Endpoint, IPAddress, Protocol, Value
 from .wishes import Wish
 
 
@@ -178,12 +178,22 @@ class Tracked:
             case Purpose.CREATE | Purpose.VACATE:
                 return self.state is MappingState.REQUESTING
             case Purpose.RENEW:
-                is_due = self.renew_at is None and self.generation == generation  # else a recovery does it
-                return self.is_held and is_due
+                return self.is_held and self.renew_at is None
             case Purpose.CONFIRM | Purpose.RECOVER:
                 return self.is_held and self.generation < generation
             case _:
                 return self.state is MappingState.RELEASING
+
+    def suggest(self, address: IPAddress | None, port: int) -> None:
+        """Ask for this endpoint from now on."""
+        self.wish = attrs.evolve(self.wish, external=Endpoint(address, port))
+
+    def assign(self, external: Endpoint) -> None:
+        """Note the endpoint that it has. It is also what is suggested from now on, unless the caller insists: who
+        insists on a port alone shall have it at the next address, too (field notes)."""
+        self.external = external
+        if not self.wish.prefers_failure:
+            self.wish = attrs.evolve(self.wish, external=external)
 
     def move(self, what: Input) -> None:
         assert self.state is not None

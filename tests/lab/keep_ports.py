@@ -1,27 +1,36 @@
-"""What a program with the blocking adapter does: TCP 8080 and UDP 8081 stay open until it is told to stop."""
+"""What a program with the blocking adapter does: ports such as tcp:8080 stay open until it is told to stop, and every
+event is printed, one a line. pair:8080 is one external port for both protocols.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
-import sys
+import time
 
 import attrs
 
-from natpmp_sansio import Event, Protocol
+from natpmp_sansio import Config, Event, Protocol
 from natpmp_sansio.adapters.blocking import open_client
 
 
 def show(event: Event) -> None:
-    print(json.dumps({"event": type(event).__name__} | attrs.asdict(event), default=str), flush=True)
+    about = {"event": type(event).__name__, "at": time.monotonic()}
+    print(json.dumps(about | attrs.asdict(event), default=str), flush=True)
 
 
-def keep_ports(lifetime: int) -> None:
-    with open_client() as client:
+def keep_ports(wanted: argparse.Namespace) -> None:
+    config = Config(**wanted.config)
+    with open_client(wanted.gateway, bind=wanted.bind, config=config) as client:
         events = client.events()
         try:
-            client.map_port(Protocol.TCP, 8080, lifetime=lifetime)
-            client.map_port(Protocol.UDP, 8081, lifetime=lifetime)
+            for port in wanted.ports:
+                kind, number = port.split(":")
+                if kind == "pair":
+                    client.core.map_pair(int(number), time.monotonic(), lifetime=wanted.lifetime)
+                else:
+                    client.keep_port(Protocol[kind.upper()], int(number), lifetime=wanted.lifetime)
             for event in events:
                 show(event)
         except KeyboardInterrupt:
@@ -32,4 +41,10 @@ def keep_ports(lifetime: int) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    keep_ports(int(sys.argv[1]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("ports", nargs="+")
+    parser.add_argument("--lifetime", type=int, default=7200)
+    parser.add_argument("--gateway")
+    parser.add_argument("--bind")
+    parser.add_argument("--config", type=json.loads, default={})
+    keep_ports(parser.parse_args())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.gateway import Lab, eventually, why_not
+from lab.gateway import Lab, Mode, eventually, why_not
 
 WANTED = [("tcp", "192.168.77.2", 8080), ("udp", "192.168.77.2", 8081)]
 NATPMP = (sys.executable, "-m", "natpmp_sansio")
@@ -30,7 +30,7 @@ def _lab_is_possible() -> None:
 
 
 def blocking_adapter(lab: Lab, lifetime: int) -> Programs:
-    return [lab.popen(sys.executable, str(KEEP_PORTS), str(lifetime))]
+    return [lab.popen(sys.executable, str(KEEP_PORTS), "tcp:8080", "udp:8081", "--lifetime", str(lifetime))]
 
 
 def command(lab: Lab, lifetime: int) -> Programs:
@@ -62,7 +62,7 @@ def endpoints(lab: Lab) -> list[tuple[str, str, int]]:
 def test_ports_are_open_survive_a_gateway_restart_and_are_closed_after_release(
     start: Callable[[Lab, int], Programs], version: int, lifetime: int, tmp_path: Path
 ) -> None:
-    with Lab(tmp_path, nat_pmp_only=version == 0) as lab:
+    with Lab(tmp_path, mode=Mode.BOTH if version else Mode.NAT_PMP) as lab:
         programs = start(lab, lifetime)
         eventually(lambda: endpoints(lab) == WANTED, "both ports are open", lab.rules)
         rules = lab.rules()

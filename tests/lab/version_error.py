@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import time
 
 _SERVER_PORT, _ETH_P_IP = 5351, 0x0800
@@ -21,8 +22,7 @@ def version_error(request: bytes, epoch: int) -> bytes | None:
     return struct.pack("!BBHI", 0, 0x80, _UNSUPPORTED_VERSION, epoch)
 
 
-def serve() -> None:
-    booted = time.monotonic()
+def serve(booted: float) -> None:
     with (
         socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP)) as sniffer,
         socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as replies,
@@ -43,4 +43,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(float(sys.argv[1]))  # as counted by time.monotonic()
