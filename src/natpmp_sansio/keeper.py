@@ -236,7 +236,8 @@ class Keeper(Machine[TimerKey]):
     def _on_question_answered(self, question: Exchange, outcome: AddressAnswer | Announcement, now: float) -> None:
         dialect = question.dialect
         self._end(question)
-        self._last_announcement = now  # what comes twice looks like an announcement
+        if question.attempts > 1:
+            self._last_announcement = now  # what comes twice looks like an announcement
         if question.purpose is Purpose.DIAGNOSE:
             self._found(
                 Finding(
