@@ -166,24 +166,16 @@ class Keeper(Machine[TimerKey]):
     def handle_timeout(self, now: float) -> None:
         """Do what is due: send again, renew, expire, retry, recover."""
         now = self._advance(now)
+        overdue: deque[Exchange] = deque()
         due = False
-        while (key := self._timers.pop_due(now)) is not None:
+        while (key := self._timers.pop_due(now)) is not None or overdue:
             due = True
-            reason, about = key
-            match reason:
-                case Timer.RETRANSMIT:
-                    self._on_overdue(typing.cast("Exchange", about), now)
-                case Timer.FALLBACK:
-                    self._on_fallback(now)
-                case Timer.RECOVER:
-                    self._on_recover(now)
-                case Timer.ADDRESS:
-                    self._tell_waiting_grants()
-                case Timer.HOLD:
-                    self._wake_put_off()
-                    self._wake_after_hold(now)
-                case _:
-                    self._on_mapping_timer(reason, typing.cast("Tracked", about), now)
+            if key is None:  # last, because what has ended by now is not sent again
+                self._on_overdue(overdue.popleft(), now)
+            elif key[0] is Timer.RETRANSMIT:
+                overdue.append(typing.cast("Exchange", key[1]))
+            else:
+                self._on_timer(*key, now)
         if due:
             self._pump(now)
 
@@ -683,26 +675,30 @@ class Keeper(Machine[TimerKey]):
             self._emit(VersionNegotiated(gateway=self.gateway, version=dialect.version))
         again = []
         for exchange in list(self._exchanges):
-            if exchange.dialect is not dialect and exchange.purpose is not Purpose.DIAGNOSE:
+            mapping = exchange.mapping
+            stays = exchange.purpose is Purpose.DIAGNOSE
+            if mapping is not None and exchange.purpose in DELETING:
+                stays = exchange.dialect is mapping.dialect  # it can be deleted in no other
+            if exchange.dialect is not dialect and not stays:
                 self._end(exchange)
-                if exchange.mapping is not None:
-                    again.append((exchange.purpose, exchange.mapping))
+                if mapping is not None:
+                    again.append((exchange.purpose, mapping))
         self._tasks.extendleft(reversed(again))
 
     def _on_fallback(self, now: float) -> None:
         """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
         one, so that a single lost datagram does not decide."""
-        first = next((exchange for exchange in self._exchanges if exchange.purpose in ASKING), None)
-        if first is None:
-            return
-        self._send(first.data, self.gateway, first)
+        asking = [exchange for exchange in self._exchanges if exchange.purpose in ASKING]
         for dialect in self._dialects.values():
-            if dialect is first.dialect:
+            if dialect is self._preferred or not asking:
                 continue
-            if self._has_room(dialect):
-                self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
-            else:
+            if not self._has_room(dialect):
                 self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
+                continue
+            for first in asking[:1]:
+                if first.purpose is not Purpose.RENEW:  # that is a single packet (RFC 6887 section 11.2.1)
+                    self._send(first.data, self.gateway, first)
+            self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
 
     def _on_address_failed(self, reason: Reason, now: float) -> None:
         """Nobody answers at this address: go on at the next one of the server, or give it up (RFC 7488 section 3)."""
@@ -722,7 +718,23 @@ class Keeper(Machine[TimerKey]):
 
     # --- time
 
+    def _on_timer(self, reason: Timer, about: Tracked | Exchange | None, now: float) -> None:
+        match reason:
+            case Timer.FALLBACK:
+                self._on_fallback(now)
+            case Timer.RECOVER:
+                self._on_recover(now)
+            case Timer.ADDRESS:
+                self._tell_waiting_grants()
+            case Timer.HOLD:
+                self._wake_put_off()
+                self._wake_after_hold(now)
+            case _:
+                self._on_mapping_timer(reason, typing.cast("Tracked", about), now)
+
     def _on_overdue(self, exchange: Exchange, now: float) -> None:
+        if exchange not in self._exchanges:
+            return
         if exchange.limit is not None and exchange.attempts >= exchange.limit:
             self._on_unanswered(exchange, now)
         elif exchange.attempts == exchange.dialect.patience and len(self._addresses) > 1:
@@ -819,9 +831,10 @@ class Keeper(Machine[TimerKey]):
         dialect = mapping.dialect
         assert dialect is not None
         mapping.renew_at = None
-        earliest = max(earliest, mapping.renewal_sent_at + dialect.renewal_gap)
+        earliest = max(earliest, mapping.no_renewal_before)
+        is_enough = mapping.until is not None and mapping.expires_at >= mapping.until
         attempt = mapping.renewals
-        while earliest < mapping.expires_at and mapping.renew_at is None:
+        while earliest < mapping.expires_at and mapping.renew_at is None and not is_enough:
             attempt += 1
             at = mapping.granted_at + dialect.renewal(attempt, mapping.lifetime)
             if at >= earliest:
@@ -830,10 +843,9 @@ class Keeper(Machine[TimerKey]):
 
     def _renew_now(self, mapping: Tracked, now: float, *, is_put_off: bool = True) -> bool:
         """Renew out of turn, as soon as that may be. False: not at all, or, unless it may be put off, not now."""
-        dialect = mapping.dialect
-        if not mapping.is_held or dialect is None or mapping.exchange is not None:
+        if not mapping.is_held or mapping.dialect is None or mapping.exchange is not None:
             return False
-        at = max(now, mapping.hold_until, mapping.renewal_sent_at + dialect.renewal_gap)
+        at = max(now, mapping.hold_until, mapping.no_renewal_before)
         if at >= mapping.expires_at or (at > now and not is_put_off):
             return False
         mapping.renew_at = at if at > now else None
@@ -1120,7 +1132,8 @@ class Keeper(Machine[TimerKey]):
             mapping.maybe_there = True
             if purpose is Purpose.RENEW:
                 mapping.renewals = mapping.next_renewal
-                mapping.is_renewal_open, mapping.renewal_sent_at = True, now
+                # The gap of the dialect in which it is asked, not of that in which it was granted.
+                mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
             self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
 
     def _start(self, purpose: Purpose, mapping: Tracked | None, dialect: Dialect, data: bytes, now: float) -> None:

@@ -153,7 +153,7 @@ class Tracked:
     renew_at: float | None = None
     renewals: int = 0  # how many times it should have been renewed when it was last tried
     next_renewal: int = 0
-    renewal_sent_at: float = -math.inf
+    no_renewal_before: float = -math.inf
     is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
     retry_at: float | None = None
     hold_until: float = -math.inf
