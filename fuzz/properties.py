@@ -86,6 +86,12 @@ def client_survives(data: bytes) -> None:
         lambda recipe, now: client.unmap(MappingId(recipe.number(1) % 8), now),
         lambda recipe, now: client.gateway_unreachable(now),
         lambda recipe, now: client.close(now),
+        lambda recipe, now: client.map_pair(recipe.number(1) % 4, now, lifetime=600),
+        lambda recipe, now: client.map_peer(Protocol.UDP, 5000, ("198.51.100.7", 443), now),
+        lambda recipe, now: client.probe(now),
+        lambda recipe, now: client.request_external_address(now),
+        lambda recipe, now: client.network_changed(now, recipe.pick(_LOCALS), recipe.pick(_GATEWAYS)),
+        lambda recipe, now: Client.restore(client.snapshot(now), now, elapsed=float(recipe.number(1))),
     ]
 
     def look() -> object:
@@ -342,6 +348,10 @@ _AUTHENTICATORS: tuple[Authenticator | None, ...] = (
 _UNTIL_DEADLINE = -1.0
 _WAITS = (0.0, _UNTIL_DEADLINE, 0.25, 2.0, 60.0, 3600.0, 1e6, -5.0)
 _OUTPUTS_PER_MAPPING = 8
+
+
+_LOCALS = (None, _CLIENT[0], "192.168.1.99", "2001:db8::7")
+_GATEWAYS = (None, _GATEWAY, [_GATEWAY, ("192.168.1.2", 5351)], ("fe80::1", 5351, 0, 2))
 
 
 class _GoldenRandom(random.Random):

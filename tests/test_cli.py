@@ -78,8 +78,9 @@ def test_a_closed_port_gets_one_sentence_and_status_1(
 ) -> None:
     at_gateway(closed)
     assert failure(capsys) == (
-        "natpmp: TCP port 8080 was refused: the gateway's port is closed: it does not speak NAT-PMP or PCP, or has it "
-        "switched off; switch NAT-PMP or PCP on in its settings, or name another one with --gateway.\n"
+        "natpmp: TCP port 8080 was refused: the gateway's port is closed: it does not speak NAT-PMP or PCP, has it "
+        "switched off for us, or is not up yet; switch NAT-PMP or PCP on in its settings, or name another one with "
+        "--gateway.\n"
     )
 
 

@@ -15,9 +15,9 @@ from . import retransmission
 from .addresses import is_private
 from .config import Config
 from .epoch import EpochCheck, NatPmpEpoch, PcpEpoch
-from .errors import LocalProtocolError
+from .errors import DecodeError, LocalProtocolError
 from .events import Reason
-from .wire import Message, natpmp, pcp
+from .wire import Message, decode, natpmp, pcp
 from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address
 from .wishes import Wish
 
@@ -83,6 +83,14 @@ class VersionError(Value):
 
 
 Outcome = MapAnswer | AddressAnswer | Announcement
+
+
+def read_message(data: bytes) -> Message | None:
+    """The message in a datagram; None: there is none."""
+    try:
+        return decode(data)
+    except DecodeError:
+        return None
 
 
 def read_version_error(message: Message) -> VersionError | None:

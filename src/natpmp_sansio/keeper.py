@@ -30,9 +30,9 @@ from .dialects import (
     Outcome,
     VersionError,
     make_dialects,
+    read_message,
     read_version_error,
 )
-from .errors import DecodeError
 from .events import (
     Address,
     Closed,
@@ -59,7 +59,7 @@ from .events import (
 from .lifecycle import ASKING, DELETING, Exchange, Input, MappingState, Pair, Purpose, Timer, Tracked
 from .retransmission import recovery_delay
 from .stats import Oddity, Rejected
-from .wire import Message, decode, is_response, pcp
+from .wire import Message, is_response, pcp
 from .wire.fields import Endpoint, IPAddress, any_address, to_address
 from .wishes import Target
 
@@ -147,7 +147,7 @@ class Keeper(Machine[TimerKey]):
         regular = data if is_response(data) else self._mend(data, peer)
         if regular is None:
             return False
-        message = _decoded(regular)
+        message = read_message(regular)
         dialect = self._dialects.get(regular[0])
         outcome = dialect.read(message) if dialect and message else None
         if peer not in self._peers and not isinstance(outcome, AddressAnswer):
@@ -166,24 +166,16 @@ class Keeper(Machine[TimerKey]):
     def handle_timeout(self, now: float) -> None:
         """Do what is due: send again, renew, expire, retry, recover."""
         now = self._advance(now)
+        overdue: deque[Exchange] = deque()
         due = False
-        while (key := self._timers.pop_due(now)) is not None:
+        while (key := self._timers.pop_due(now)) is not None or overdue:
             due = True
-            reason, about = key
-            match reason:
-                case Timer.RETRANSMIT:
-                    self._on_overdue(typing.cast("Exchange", about), now)
-                case Timer.FALLBACK:
-                    self._on_fallback(now)
-                case Timer.RECOVER:
-                    self._on_recover(now)
-                case Timer.ADDRESS:
-                    self._tell_waiting_grants()
-                case Timer.HOLD:
-                    self._wake_put_off()
-                    self._wake_after_hold(now)
-                case _:
-                    self._on_mapping_timer(reason, typing.cast("Tracked", about), now)
+            if key is None:  # last, because what has ended by now is not sent again
+                self._on_overdue(overdue.popleft(), now)
+            elif key[0] is Timer.RETRANSMIT:
+                overdue.append(typing.cast("Exchange", key[1]))
+            else:
+                self._on_timer(*key, now)
         if due:
             self._pump(now)
 
@@ -310,18 +302,12 @@ class Keeper(Machine[TimerKey]):
         elif answer.lifetime == 0 or (answer.external_port == 0 and mapping.wish.internal_port != 0):
             self._tolerated[Oddity.UNUSABLE_GRANT] += 1
             self._on_refusal(mapping, Reason.UNUSABLE_GRANT, answer, now)
-        elif not awaited and self._is_known(mapping, answer, now):
+        elif not awaited and mapping.knows(answer, now):
             self._rejected[Rejected.OLD] += 1
         elif mapping.wish.prefers_failure and not mapping.wish.is_met_by(answer.external):
             self._on_other_endpoint(mapping, answer, now)
         else:
             self._on_grant(dialect, mapping, answer, now)
-
-    def _is_known(self, mapping: Tracked, answer: MapAnswer, now: float) -> bool:
-        """Whether a success that nobody waits for is a copy of one before: it says nothing new, or too much of a lease
-        that began earlier than now."""
-        is_same = mapping.is_held and not mapping.is_renewal_open and mapping.external == answer.external
-        return is_same and now + answer.lifetime > mapping.expires_at - 1.0
 
     def _on_unmatched(self, dialect: Dialect, answer: MapAnswer, now: float) -> None:
         awaited = [each.mapping for each in self._exchanges if each.purpose in ASKING and each.dialect is dialect]
@@ -457,8 +443,8 @@ class Keeper(Machine[TimerKey]):
             return
         self._tolerated[Oddity.PREFERENCE_IGNORED] += 1
         data = exchange.dialect.delete_request(mapping.wish)
-        if data is not None:
-            self._send(data, self.gateway, mapping)
+        assert data is not None  # PREFER_FAILURE goes with MAP, which can be deleted
+        self._send(data, self.gateway, mapping)
         self._end(exchange)
         end = self._lose if mapping.is_held else self._refuse
         end(mapping, Reason.CANNOT_PROVIDE_EXTERNAL, answer.result_code, now + self._config.max_hold)
@@ -687,26 +673,30 @@ class Keeper(Machine[TimerKey]):
             self._emit(VersionNegotiated(gateway=self.gateway, version=dialect.version))
         again = []
         for exchange in list(self._exchanges):
-            if exchange.dialect is not dialect and exchange.purpose is not Purpose.DIAGNOSE:
+            mapping = exchange.mapping
+            stays = exchange.purpose is Purpose.DIAGNOSE
+            if mapping is not None and exchange.purpose in DELETING:
+                stays = exchange.dialect is mapping.dialect  # it can be deleted in no other
+            if exchange.dialect is not dialect and not stays:
                 self._end(exchange)
-                if exchange.mapping is not None:
-                    again.append((exchange.purpose, exchange.mapping))
+                if mapping is not None:
+                    again.append((exchange.purpose, mapping))
         self._tasks.extendleft(reversed(again))
 
     def _on_fallback(self, now: float) -> None:
         """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
         one, so that a single lost datagram does not decide."""
-        first = next((exchange for exchange in self._exchanges if exchange.purpose in ASKING), None)
-        if first is None:
-            return
-        self._send(first.data, self.gateway, first)
+        asking = [exchange for exchange in self._exchanges if exchange.purpose in ASKING]
         for dialect in self._dialects.values():
-            if dialect is first.dialect:
+            if dialect is self._preferred or not asking:
                 continue
-            if self._has_room(dialect):
-                self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
-            else:
+            if not self._has_room(dialect):
                 self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
+                continue
+            for first in asking[:1]:
+                if first.purpose is not Purpose.RENEW:  # that is a single packet (RFC 6887 section 11.2.1)
+                    self._send(first.data, self.gateway, first)
+            self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
 
     def _on_address_failed(self, reason: Reason, now: float) -> None:
         """Nobody answers at this address: go on at the next one of the server, or give it up (RFC 7488 section 3)."""
@@ -726,7 +716,23 @@ class Keeper(Machine[TimerKey]):
 
     # --- time
 
+    def _on_timer(self, reason: Timer, about: Tracked | Exchange | None, now: float) -> None:
+        match reason:
+            case Timer.FALLBACK:
+                self._on_fallback(now)
+            case Timer.RECOVER:
+                self._on_recover(now)
+            case Timer.ADDRESS:
+                self._tell_waiting_grants()
+            case Timer.HOLD:
+                self._wake_put_off()
+                self._wake_after_hold(now)
+            case _:
+                self._on_mapping_timer(reason, typing.cast("Tracked", about), now)
+
     def _on_overdue(self, exchange: Exchange, now: float) -> None:
+        if exchange not in self._exchanges:
+            return
         if exchange.limit is not None and exchange.attempts >= exchange.limit:
             self._on_unanswered(exchange, now)
         elif exchange.attempts == exchange.dialect.patience and len(self._addresses) > 1:
@@ -823,9 +829,10 @@ class Keeper(Machine[TimerKey]):
         dialect = mapping.dialect
         assert dialect is not None
         mapping.renew_at = None
-        earliest = max(earliest, mapping.renewal_sent_at + dialect.renewal_gap)
+        earliest = max(earliest, mapping.no_renewal_before)
+        is_enough = mapping.until is not None and mapping.expires_at >= mapping.until
         attempt = mapping.renewals
-        while earliest < mapping.expires_at and mapping.renew_at is None:
+        while earliest < mapping.expires_at and mapping.renew_at is None and not is_enough:
             attempt += 1
             at = mapping.granted_at + dialect.renewal(attempt, mapping.lifetime)
             if at >= earliest:
@@ -834,10 +841,9 @@ class Keeper(Machine[TimerKey]):
 
     def _renew_now(self, mapping: Tracked, now: float, *, is_put_off: bool = True) -> bool:
         """Renew out of turn, as soon as that may be. False: not at all, or, unless it may be put off, not now."""
-        dialect = mapping.dialect
-        if not mapping.is_held or dialect is None or mapping.exchange is not None:
+        if not mapping.is_held or mapping.dialect is None or mapping.exchange is not None:
             return False
-        at = max(now, mapping.hold_until, mapping.renewal_sent_at + dialect.renewal_gap)
+        at = max(now, mapping.hold_until, mapping.no_renewal_before)
         if at >= mapping.expires_at or (at > now and not is_put_off):
             return False
         mapping.renew_at = at if at > now else None
@@ -1124,7 +1130,8 @@ class Keeper(Machine[TimerKey]):
             mapping.maybe_there = True
             if purpose is Purpose.RENEW:
                 mapping.renewals = mapping.next_renewal
-                mapping.is_renewal_open, mapping.renewal_sent_at = True, now
+                # The gap of the dialect in which it is asked, not of that in which it was granted.
+                mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
                 wish = attrs.evolve(mapping.granted, lifetime=wish.lifetime)
             self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
 
@@ -1177,13 +1184,6 @@ class Keeper(Machine[TimerKey]):
             completed = self._diagnosis.verdict(self.gateway, self._external_address)
             self._diagnosis = None
             self._emit(completed)
-
-
-def _decoded(data: bytes) -> Message | None:
-    try:
-        return decode(data)
-    except DecodeError:
-        return None
 
 
 _HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL, Reason.THIRD_PARTY_ID})

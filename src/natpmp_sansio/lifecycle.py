@@ -12,7 +12,7 @@ import typing
 
 import attrs
 
-from .dialects import Dialect
+from .dialects import Dialect, MapAnswer
 from .events import Address, MappingFailed, MappingId
 from .wire import pcp
 from .wire.fields import Endpoint, IPAddress, Protocol, Value
@@ -153,7 +153,7 @@ class Tracked:
     renew_at: float | None = None
     renewals: int = 0  # how many times it should have been renewed when it was last tried
     next_renewal: int = 0
-    renewal_sent_at: float = -math.inf
+    no_renewal_before: float = -math.inf
     is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
     retry_at: float | None = None
     hold_until: float = -math.inf
@@ -194,6 +194,12 @@ class Tracked:
         self.external = external
         if not self.wish.prefers_failure:
             self.wish = attrs.evolve(self.wish, external=external)
+
+    def knows(self, answer: MapAnswer, now: float) -> bool:
+        """Whether a success that nobody waits for is a copy of one before: it says nothing new, or too much of a lease
+        that began earlier than now."""
+        is_same = self.is_held and not self.is_renewal_open and self.external == answer.external
+        return is_same and now + answer.lifetime > self.expires_at - 1.0
 
     def move(self, what: Input) -> None:
         assert self.state is not None
