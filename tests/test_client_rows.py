@@ -43,6 +43,7 @@ from natpmp_sansio import (
     GatewayConfig,
     GatewayRestarted,
     GatewayUnreachable,
+    LocalProtocolError,
     MappingChanged,
     MappingFailed,
     MappingGranted,
@@ -647,6 +648,25 @@ def test_internal_port_zero_is_for_all_ports_for_all_protocols_and_for_those_wit
     assert asked(client)[36:44].hex() == field + ("9c40" if port else "0000")
     client.unmap(mapping, 4051.0)
     assert asked(client)[36:44].hex() == field + "0000"
+
+
+@pytest.mark.requirement("PCP-11.1-07")
+@pytest.mark.requirement("PCP-11.2-04")
+def test_there_are_no_ports_where_a_protocol_has_none_and_no_flow_without_them() -> None:
+    client = make_client((2,))
+    for protocol in (47, Protocol.ALL):
+        for internal, external in ((80, 0), (0, 80)):
+            with pytest.raises(LocalProtocolError, match="port"):
+                client.map_port(protocol, internal, 0.0, external_port=external)
+    with pytest.raises(LocalProtocolError, match="port"):
+        client.map_peer(TCP, 0, REMOTE, 0.0)
+    assert drain(client) == ([], [])
+    # and a gateway that tells one is not taken at its word
+    client.map_port(47, 0, 0.0)
+    hear(client, grant(asked(client), port=7), 0.0)
+    assert client.mappings[0].external == endpoint(EXTERNAL, 7)
+    client.handle_timeout(4050.0)
+    assert asked(client)[40:44] == bytes(4)
 
 
 @pytest.mark.requirement("PCP-11.2-02")

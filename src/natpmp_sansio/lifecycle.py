@@ -185,7 +185,7 @@ class Tracked:
     def assign(self, external: Endpoint) -> None:
         """Note the endpoint that it has, which is also what is suggested from now on."""
         self.external = external
-        self.wish = attrs.evolve(self.wish, external=external)
+        self.suggest(external.address, external.port if self.wish.has_ports else 0)
 
     def move(self, what: Input) -> None:
         assert self.state is not None
