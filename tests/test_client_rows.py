@@ -1017,6 +1017,30 @@ def test_a_port_set_is_renewed_recovered_and_deleted_as_one() -> None:
     assert gateway.mappings == ()
 
 
+@pytest.mark.requirement("EXT7753-6.3-01")
+def test_port_sets_do_not_overlap_by_accident() -> None:
+    client = make_client((2,))
+    whole = client.map_port(UDP, 1, 0.0, options=(pcp.PortSet(10, 1),))
+    sent = asked(client)
+    for first, options in ((5, (pcp.PortSet(10, 5),)), (10, (pcp.PortSet(1, 10),)), (10, ()), (5, ())):
+        with pytest.raises(LocalProtocolError, match=r"overlap with a mapping of 1 to 10"):
+            client.map_port(UDP, first, 0.0, options=options)
+    client.map_port(UDP, 20, 0.0)
+    with pytest.raises(LocalProtocolError, match="overlap with a mapping of 20 to 20"):
+        client.map_port(UDP, 11, 0.0, options=(pcp.PortSet(10, 11),))
+    # the next ports, another protocol, one flow from a port of the set, another family outside, another host's ports
+    client.map_port(UDP, 11, 0.0, options=(pcp.PortSet(9, 11),))
+    client.map_port(TCP, 5, 0.0, options=(pcp.PortSet(10, 5),))
+    client.map_peer(UDP, 5, REMOTE, 0.0)
+    client.map_port(UDP, 1, 0.0, external_address="::", options=(pcp.PortSet(10, 1),))
+    client.map_port(UDP, 1, 0.0, options=(pcp.ThirdParty("192.168.1.20"), pcp.PortSet(10, 1)))
+    assert len(drain(client)[0]) == 6
+    client.unmap(whole, 1.0)
+    hear(client, grant(asked(client), lifetime=0, port=0), 1.0)
+    client.map_port(UDP, 5, 2.0, options=(pcp.PortSet(6, 5),))
+    assert asked(client)[24:36] != sent[24:36]
+
+
 @pytest.mark.requirement("EXT7843-5.3-01")
 @pytest.mark.parametrize(
     ("code", "name"),

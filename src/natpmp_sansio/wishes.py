@@ -112,7 +112,9 @@ def require_no_overlap(wish: Wish, others: Iterable[Wish]) -> None:
     new = wish.ports
     for other in others:
         old = other.ports
-        if other.protocol == wish.protocol and new.start < old.stop and old.start < new.stop:
+        # Whose ports they are, the remote peer and the family outside make another mapping of the same ports.
+        is_alike = (other.protocol, other.target[2:]) == (wish.protocol, wish.target[2:])
+        if is_alike and new.start < old.stop and old.start < new.stop:
             raise LocalProtocolError(
                 f"{wish.protocol!r} ports {new.start} to {new.stop - 1} overlap with a mapping of {old.start} to "
                 f"{old.stop - 1}"
