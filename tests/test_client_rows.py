@@ -1125,6 +1125,54 @@ def test_a_closed_port_leads_to_the_next_address_at_once() -> None:
     assert [(at, event.retry_at) for at, event in sim.events if isinstance(event, MappingRefused)] == [(0.375, 900.375)]
 
 
+@pytest.mark.requirement("EXT7488-3-06")
+def test_an_address_that_answered_is_kept_until_it_falls_silent_and_then_the_other_one_saves_the_lease() -> None:
+    client = several(SERVER, THOSE)
+    sim = Simulation(client, second := Gateway(EXTERNAL, address=THOSE, rng=Middle(3)))
+    client.map_port(TCP, 8080, sim.now, lifetime=960)
+    sim.run_until(600.0)
+    sim.add(Gateway(EXTERNAL, address=SERVER, rng=Middle(4)))
+    sim.run_until(1200.0)
+    (granted,) = events_of(sim, MappingGranted)
+    sim.connect(client, second, Link(loss=1.0))
+    sim.run_until(2100.0)
+    sent = [(each.at, each.target) for each in sim.sent if each.source[0] == LOCAL]
+    # four renewals that nobody answers are as many as a request is sent
+    silent = [1125.0 + at for at in (540.0, 750.0, 855.0, 907.5)]
+    saved = silent[-1] + 4.0
+    assert sent[4:] == [*((at, THOSE) for at in (45.0, 585.0, 1125.0, *silent)), (saved, SERVER)]
+    assert [(at, event) for at, event in sim.events if isinstance(event, MappingRenewed)][2:] == [
+        (
+            saved,
+            MappingRenewed(
+                gateway=SERVER,
+                mapping=granted.mapping,
+                protocol=TCP,
+                internal_port=8080,
+                external=granted.external,
+                lifetime=960.0,
+                expires_at=saved + 960.0,
+            ),
+        )
+    ]
+    assert events_of(sim, GatewayUnreachable) == []
+
+
+@pytest.mark.requirement("EXT7488-3-06")
+def test_a_lease_that_no_address_renews_has_met_with_silence_everywhere_and_is_lost() -> None:
+    client = several(SERVER, THOSE)
+    client.map_port(TCP, 8080, 0.0, lifetime=86400)
+    client.receive_datagram(grant(asked(client)), SERVER, 0.0)
+    sim = Simulation(client)
+    sim.run_until(86400.0)
+    assert [(each.at, each.target) for each in sim.sent[:8]] == [
+        *((at, SERVER) for at in (48600.0, 67500.0, 76950.0, 81675.0)),
+        *((at, THOSE) for at in (81679.0, 85218.75, 85809.375, 86104.6875)),
+    ]
+    assert times_of(sim, GatewayUnreachable) == [86107.6875]
+    assert times_of(sim, MappingLost) == [86400.0]
+
+
 @pytest.mark.requirement("EXT7723-3-01")
 def test_a_route_to_another_anycast_server_looks_like_a_restart() -> None:
     anycast: Address = (pcp.ANYCAST_V4, 5351)
