@@ -420,6 +420,29 @@ def test_renewals_go_over_the_interface_of_the_first_request() -> None:
     ]
 
 
+@pytest.mark.requirement("PCP-8.4-04")
+@pytest.mark.requirement("PCP-11.5-03")
+def test_another_address_of_this_host_needs_new_mappings_and_those_of_the_old_one_are_deleted() -> None:
+    client = Client(V6_SERVER, local_address=V6, rng=Middle(1))
+    client.map_port(TCP, 8080, 0.0)
+    request = asked(client)
+    client.receive_datagram(grant(request, address=V6, port=8080), V6_SERVER, 0.0)
+    drain(client)
+    client.network_changed(100.0, local_address="2001:db8:1::77")
+    assert client.bind_address[0] == "2001:db8:1::77"
+    (delete, new), _ = drain(client)
+    assert delete == request[:4] + bytes(4) + request[8:42] + bytes(2) + ANY_V6
+    assert new[:24] == request[:8] + octets("2001:db8:1::77")
+    assert new[36:] == request[36:42] + (8080).to_bytes(2) + ANY_V6
+    # an answer about the old one says nothing of the new one
+    client.receive_datagram(grant(delete, lifetime=0, port=0), V6_SERVER, 100.25)
+    assert drain(client) == ([], [])
+    # the old port is probably not granted
+    client.receive_datagram(grant(new, address="2001:db8:1::77", port=8081), V6_SERVER, 100.5)
+    (changed,) = [event for event in drain(client)[1] if isinstance(event, MappingChanged)]
+    assert (changed.old, changed.new) == (endpoint(V6, 8080), endpoint("2001:db8:1::77", 8081))
+
+
 @pytest.mark.requirement("PCP-3-03")
 @pytest.mark.parametrize("versions", [(2,), (0,)])
 def test_what_answers_another_client_of_this_host_disturbs_nobody(versions: tuple[int, ...]) -> None:
