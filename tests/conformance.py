@@ -51,14 +51,16 @@ RFCS = {
     "7843": "THIRD_PARTY_ID",
 }
 SERVED = ("6886", "6887", "7220", "7225", "7753", "7843")
+KEPT_TO = (*SERVED, "7488", "7723")  # by a client
+ASKED = {"client": KEPT_TO, "server": SERVED, "both": KEPT_TO}
 
 
 def is_in_scope(row: Row) -> bool:
-    """Whether a row has to be shown: what is on the wire, and what a server does."""
+    """Whether a row has to be shown: what is on the wire, and what a client and a server do."""
     if row["level"] == "MAY":
         return False
     on_the_wire = row["role"] == "codec" or row["topic"] in ("header", "option", "wire format")
-    return on_the_wire or (row["role"] in ("server", "both") and row["rfc"] in SERVED)
+    return on_the_wire or row["rfc"] in ASKED.get(row["role"], ())
 
 
 SCOPE = [row["id"] for row in ROWS if is_in_scope(row)]
@@ -117,8 +119,9 @@ HEAD = """\
 # What the RFCs ask for, and what shows it
 
 Written by `python tests/conformance.py -q --ignore=tests/lab` from the tests that passed; not to be edited. A row of
-`tests/requirements/` is shown by a test that carries its id, or there is a reason why it cannot be. The rows for
-clients and hosts are shown in part; they are not all asked for yet. A permission (MAY) asks nothing.
+`tests/requirements/` is shown by a test that carries its id, or there is a reason why it cannot be. What is on the
+wire, and what clients and servers do, is asked for in full; of the rows for hosts and adapters, and of RFCs that are
+only touched on here, some are not asked for yet. A permission (MAY) asks nothing.
 
 """
 

@@ -517,6 +517,7 @@ def test_a_gateway_that_does_not_tell_its_address_holds_a_grant_up_for_two_secon
     assert [type(event) for event in events] == [ExternalAddressLearned, MappingChanged]
 
 
+@pytest.mark.requirement("NP-3.2-05")
 def test_a_gateway_without_an_address_grants_all_the_same_and_the_address_is_none() -> None:
     client = make_client((0,))
     client.map_port(Protocol.TCP, 8080, 0.0)
@@ -1704,6 +1705,7 @@ def test_an_address_that_is_none_is_refused() -> None:
         Client(SERVER, local_address="nowhere")
 
 
+@pytest.mark.requirement("PCP-8.5-12")
 def test_time_that_runs_backwards_stands_still_and_is_counted() -> None:
     client = make_client()
     client.map_port(Protocol.TCP, 8080, 100.0)

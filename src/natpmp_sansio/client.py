@@ -488,7 +488,7 @@ class Client(Keeper):
         self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
         self._current, self._current_until, self._is_certain = None, -math.inf, False
         self._refused_versions.clear()
-        self._failures, self._tried = 0, 1
+        self._failures, self._tried, self._unanswered = 0, 1, 0
         self._silent_until = self._hold_new_until = self._hold_all_until = -math.inf
         self._last_announcement = -math.inf
         self._is_restart_told = False

@@ -85,6 +85,7 @@ class Keeper(Machine[TimerKey]):
         self._peers = peers_of(self._addresses)
         self._at = 0  # which of them is in use
         self._tried = 1  # how many of them, since the last answer
+        self._unanswered = 0  # renewals in a row, at this address
         self._local = to_address(local_address)
         self._dialects = make_dialects(self._local, self._config, self._rng)
         self._can_fall_back = len(self._dialects) > 1 and not self._config.strict
@@ -476,14 +477,8 @@ class Keeper(Machine[TimerKey]):
         probes = [each for each in affected or self._exchanges if each.purpose is Purpose.DIAGNOSE]
         for probe in probes:
             self._end(probe)
-            self._found(
-                Finding(
-                    version=probe.dialect.version,
-                    reason=Reason.UNSUPPORTED_VERSION,
-                    result_code=1,
-                    round_trip=now - probe.sent_at,
-                )
-            )
+            trip, why = now - probe.sent_at, Reason.UNSUPPORTED_VERSION
+            self._found(Finding(version=probe.dialect.version, reason=why, result_code=1, round_trip=trip))
         affected = [exchange for exchange in affected if exchange in self._exchanges]
         if offered is not None and affected and error.offered not in self._refused_versions:
             self._refused_versions.update(exchange.dialect.version for exchange in affected)
@@ -536,7 +531,7 @@ class Keeper(Machine[TimerKey]):
         return due
 
     def _contact(self) -> None:
-        self._failures = 0
+        self._failures = self._unanswered = 0
         self._tried = 1
         self._silent_until = -math.inf
         if not self._unreachable:
@@ -700,6 +695,7 @@ class Keeper(Machine[TimerKey]):
 
     def _on_address_failed(self, reason: Reason, now: float) -> None:
         """Nobody answers at this address: go on at the next one of the server, or give it up (RFC 7488 section 3)."""
+        self._unanswered = 0
         if self._tried == len(self._addresses):
             self._give_up(reason, now)
             return
@@ -761,6 +757,12 @@ class Keeper(Machine[TimerKey]):
                 self._lose_contact(Reason.NO_ANSWER)
             self._ask_again(mapping, now, now + self._config.min_hold)
             self._keep_pair(mapping, exchange.purpose, now)
+            self._unanswered += exchange.attempts
+            if self._unanswered >= exchange.dialect.patience and len(self._addresses) > 1:
+                # As many as a request would have been sent: another address may save the lease.
+                self._on_address_failed(Reason.NO_ANSWER, now)
+                if self._tried > 1:
+                    self._renew_now(mapping, now)
 
     def _on_patience_over(self, exchange: Exchange, now: float) -> None:
         """A request that is sent for ever has met with silence for long enough to say so."""

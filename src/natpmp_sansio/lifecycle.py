@@ -168,7 +168,9 @@ class Tracked:
     @property
     def granted(self) -> Wish:
         """The wish with what was granted, to renew or delete just that; the wish itself may suggest another by now."""
-        return self.wish if self.external is None else attrs.evolve(self.wish, external=self.external)
+        if self.external is None or not self.wish.has_ports:
+            return self.wish
+        return attrs.evolve(self.wish, external=self.external)
 
     def has_use_for(self, purpose: Purpose, generation: int) -> bool:
         """Whether a queued task is still to be done; `generation` counts the gateway's losses of state."""
@@ -193,7 +195,7 @@ class Tracked:
         insists on a port alone shall have it at the next address, too (field notes)."""
         self.external = external
         if not self.wish.prefers_failure:
-            self.wish = attrs.evolve(self.wish, external=external)
+            self.suggest(external.address, external.port if self.wish.has_ports else 0)
 
     def knows(self, answer: MapAnswer, now: float) -> bool:
         """Whether a success that nobody waits for is a copy of one before: it says nothing new, or too much of a lease

@@ -40,6 +40,11 @@ class Wish(Value):
         return (self.protocol, self.internal_port, *(extra if any(extra) else ()))
 
     @property
+    def has_ports(self) -> bool:
+        """Whether its protocol has port numbers; else a request has zeros for both (RFC 6887 section 11.2)."""
+        return self.protocol in _WITH_PORTS
+
+    @property
     def prefers_failure(self) -> bool:
         """Whether only just the suggested endpoint will do (RFC 6887 section 13.2)."""
         return any(isinstance(option, pcp.PreferFailure) for option in self.options)
@@ -84,8 +89,8 @@ def checked_wish(
         request = pcp.PeerRequest(*head, remote.port, remote.address, *tail)
     if lifetime == 0:
         raise LocalProtocolError(f"lifetime must be from 1 to {MAX_LIFETIME} s; to delete a mapping, unmap it")
-    if internal_port != 0 and request.protocol not in _WITH_PORTS:
-        raise LocalProtocolError(f"protocol {protocol} has no ports: internal_port must be 0 (RFC 6887 11.2)")
+    if (internal_port or external_port) and request.protocol not in _WITH_PORTS:
+        raise LocalProtocolError(f"protocol {protocol} has no ports: both ports must be 0 (RFC 6887 section 11.2)")
     return Wish(
         protocol=to_protocol(protocol),
         internal_port=internal_port,
@@ -107,7 +112,9 @@ def require_no_overlap(wish: Wish, others: Iterable[Wish]) -> None:
     new = wish.ports
     for other in others:
         old = other.ports
-        if other.protocol == wish.protocol and new.start < old.stop and old.start < new.stop:
+        # Whose ports they are, the remote peer and the family outside make another mapping of the same ports.
+        is_alike = (other.protocol, other.target[2:]) == (wish.protocol, wish.target[2:])
+        if is_alike and new.start < old.stop and old.start < new.stop:
             raise LocalProtocolError(
                 f"{wish.protocol!r} ports {new.start} to {new.stop - 1} overlap with a mapping of {old.start} to "
                 f"{old.stop - 1}"
