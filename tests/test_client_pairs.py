@@ -65,6 +65,7 @@ class Stubborn:
         self.asked: list[tuple[float, int, int, int]] = []
         self.silent = silent
         self.refusing: dict[int, pcp.ResultCode] = {}
+        self.lifetimes: dict[int, int] = {}
         self.epoch_start = -1000.0
 
     def serve(self, client: Client, end: float, start: float = 0.0) -> list[Event]:
@@ -96,7 +97,8 @@ class Stubborn:
             reply = answer(data, epoch=int(now - self.epoch_start))
         else:
             port = self.table.setdefault(protocol, next(self._ports) if protocol not in self.table else 0)
-            reply = answer(data, external_port=port, epoch=int(now - self.epoch_start))
+            lifetime = self.lifetimes.get(protocol, request.lifetime)
+            reply = answer(data, external_port=port, lifetime=lifetime, epoch=int(now - self.epoch_start))
         client.receive_datagram(reply, SERVER, now)
 
 
@@ -296,6 +298,22 @@ def test_a_renewal_of_udp_that_nobody_answers_is_followed_by_tcps_all_the_same()
     events = gateway.serve(client, 350.0)
     assert [(at, protocol) for at, protocol, _, _ in gateway.asked] == [(337.5, UDP), (340.5, TCP)]
     assert told(events) == [(MappingRenewed, tcp, 1000)]
+
+
+def test_tcp_is_renewed_alone_while_udp_must_not_be_asked_for() -> None:
+    gateway = Stubborn([1000, 1000])
+    gateway.lifetimes[TCP] = 96
+    client = make_client((2,))
+    tcp, udp = client.map_pair(5000, 0.0, lifetime=600)
+    gateway.serve(client, 10.0)
+    gateway.refusing[UDP] = pcp.ResultCode.NOT_AUTHORIZED  # for 60 s
+    gateway.asked.clear()
+    events = gateway.serve(client, 130.0)
+    assert [(at, protocol) for at, protocol, _, _ in gateway.asked] == [(54.0, UDP), (54.0, TCP), (108.0, TCP)]
+    assert told(events) == [(MappingRenewed, tcp, 1000)] * 2
+    gateway.refusing.clear()
+    events = gateway.serve(client, 170.0, start=130.0)
+    assert told(events) == [(MappingRenewed, udp, 1000), (MappingRenewed, tcp, 1000)]
 
 
 def test_tcp_follows_no_sooner_than_four_seconds_after_its_last_renewal() -> None:

@@ -313,6 +313,24 @@ def test_each_address_of_a_server_is_asked_four_times_in_their_order_and_all_aga
     assert [(at, type(event)) for at, event in sim.events] == [(90.0, GatewayUnreachable), (90.0, MappingRefused)]
 
 
+def test_the_question_for_the_other_version_is_asked_anew_at_the_next_address() -> None:
+    client = Client([A, B], local_address=LOCAL, rng=Middle(1))
+    sim = Simulation(client)
+    client.map_port(TCP, 80, sim.now)
+    sim.run_until(50.0)
+    sent = [(each.at, each.target, each.data[0]) for each in sim.sent if each.at > 40.0]
+    assert sent == [
+        (45.0, B, 2),
+        (46.0, B, 2),
+        (46.0, B, 0),
+        (46.25, B, 0),
+        (46.75, B, 0),
+        (47.75, B, 0),
+        (48.0, B, 2),
+        (49.75, B, 0),
+    ]
+
+
 @pytest.mark.requirement("EXT7488-3-03")
 def test_an_answer_from_an_address_that_was_given_up_is_ignored() -> None:
     client = Client([A, B], local_address=LOCAL, config=Config(versions=(2,)), rng=Middle(1))
@@ -733,6 +751,21 @@ def test_a_changed_external_address_is_told_as_changed_when_asked_for() -> None:
     ]
     assert isinstance(changed[2], MappingChanged)
     assert all(event.describe() for event in changed)
+
+
+# --- silence
+
+
+def test_a_renewal_that_meets_with_silence_in_pcp_is_one_packet_all_the_same() -> None:
+    """RFC 6887 section 11.2.1. The gateway was found to speak NAT-PMP, which was to be forgotten by now."""
+    client, _, sim = world((0,), (Quirk.SILENT_TO_PCP,))
+    client.map_port(TCP, 80, sim.now)
+    sim.run_until(3610.0)
+    assert asked(sim, 100.0) == [
+        "3601.5 PCP MAP request: TCP 80 of 192.168.1.7: suggests 203.0.113.5 port 2048, for 7200 s",
+        "3602.5 NAT-PMP external address request",
+        "3602.75 NAT-PMP map request: TCP 80, suggests port 2048, for 7200 s",
+    ]
 
 
 # --- announcements

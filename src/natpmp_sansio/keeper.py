@@ -1006,8 +1006,7 @@ class Keeper(Machine[TimerKey]):
         for table in (self._wanted, self._releasing):
             if table.get(target) is mapping:
                 del table[target]
-        if self._by_nonce.get(mapping.wish.nonce) is mapping:
-            del self._by_nonce[mapping.wish.nonce]
+        self._by_nonce.pop(mapping.wish.nonce, None)
         self._port_sets.pop(mapping.id, None)
         del self._mappings[mapping.id]
         self._wake_put_off()
@@ -1179,8 +1178,7 @@ class Keeper(Machine[TimerKey]):
 
     def _found(self, finding: Finding) -> None:
         """One more answer to `probe`."""
-        if self._diagnosis is None:
-            return
+        assert self._diagnosis is not None  # its questions end with it
         self._diagnosis.add(finding)
         if self._diagnosis.is_complete:
             completed = self._diagnosis.verdict(self.gateway, self._external_address)
