@@ -25,6 +25,7 @@ FLOORS = {
     "keeper": 3,
     "lifecycle": 3,
     "snapshots": 3,
+    "speech": 3,
     "drawing": 3,
     "records": 3,
     "table": 3,

@@ -14,11 +14,11 @@ from . import snapshots
 from .config import Config
 from .core import checked_addresses, peers_of
 from .diagnosis import Diagnosis
-from .dialects import Dialect, make_dialects
 from .errors import LocalProtocolError
 from .events import Address, MappingId, Reason
 from .keeper import Keeper
 from .lifecycle import Exchange, Mapping, MappingState, Pair, Purpose, Timer, Tracked
+from .speech import Speech
 from .stats import Rejected, Stats
 from .wire import pcp
 from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, to_address
@@ -102,7 +102,7 @@ class Client(Keeper):
     @property
     def version(self) -> int | None:
         """What the gateway speaks: 2 is PCP, 0 is NAT-PMP; None until it has answered."""
-        return self._told_version
+        return self._speech.told_version
 
     @property
     def external_address(self) -> IPAddress | None:
@@ -285,7 +285,7 @@ class Client(Keeper):
         self._require_open()
         now = self._advance(now)
         self._address_asked = True
-        if self._address_teller() is not None:
+        if self._speech.address_teller is not None:
             self._address_wanted = True
         elif (held := next((each for each in self._mappings.values() if each.is_held), None)) is not None:
             self._renew_now(held, now)
@@ -305,7 +305,7 @@ class Client(Keeper):
         """
         self._require_open()
         now = self._advance(now)
-        self._diagnosis = self._diagnosis or Diagnosis(self._dialects.values())
+        self._diagnosis = self._diagnosis or Diagnosis(self._speech.dialects.values())
         self._pump(now)
 
     def close(self, now: float) -> None:
@@ -353,12 +353,12 @@ class Client(Keeper):
         """
         local = self._local if local_address is None else to_address(local_address)
         addresses = self._addresses if gateway is None else checked_addresses(gateway)
-        dialects = make_dialects(local, self._config, self._rng)
+        speech = Speech(local, self._config, self._rng)
         now = self._advance(now)
         if self._closing:
             return
         if local != self._local or peers_of(addresses) != self._peers:
-            self._leave(local, addresses, dialects, now)
+            self._leave(local, addresses, speech, now)
         self._forget()
         self._ask_for_everything(now)
         self._pump(now)
@@ -423,7 +423,7 @@ class Client(Keeper):
             mapping = Tracked(id=MappingId(each.id), wish=attrs.evolve(wish, nonce=each.nonce), until=until)
             if is_here and each.remaining is not None and each.remaining > elapsed:
                 mapping.maybe_there = True
-                mapping.dialect = self._dialects.get(each.version) if each.version is not None else None
+                mapping.dialect = self._speech.dialects.get(each.version) if each.version is not None else None
             self._track(mapping)
         for each in saved:
             mapping = self._mappings[MappingId(each.id)]
@@ -439,9 +439,7 @@ class Client(Keeper):
 
     # --- another network
 
-    def _leave(
-        self, local: IPAddress, addresses: tuple[Address, ...], dialects: dict[int, Dialect], now: float
-    ) -> None:
+    def _leave(self, local: IPAddress, addresses: tuple[Address, ...], speech: Speech, now: float) -> None:
         """Another gateway or local address: delete what may be deleted from here, and take nothing along but wishes."""
         has_moved = local != self._local
         for mapping in list(self._mappings.values()):
@@ -459,10 +457,8 @@ class Client(Keeper):
         self._wanted = {mapping.wish.target: mapping for mapping in self._mappings.values()}
         self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
         self._at, self._tried = 0, 1
-        self._dialects = dialects
-        self._can_fall_back = len(dialects) > 1 and not self._config.strict
-        self._leases.clear()
-        self._external_address, self._told_version, self._prefixes = None, None, ()
+        self._speech = speech
+        self._external_address, self._prefixes = None, ()
         self._address_at = -math.inf
 
     def _take_along(self, mapping: Tracked, local: IPAddress, now: float) -> None:
@@ -485,9 +481,7 @@ class Client(Keeper):
 
     def _forget(self) -> None:
         """Doubt whatever was learnt of the gateway, and put off nothing."""
-        self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
-        self._current, self._current_until, self._is_certain = None, -math.inf, False
-        self._refused_versions.clear()
+        self._speech.forget()
         self._failures, self._tried, self._unanswered = 0, 1, 0
         self._silent_until = self._hold_new_until = self._hold_all_until = -math.inf
         self._last_announcement = -math.inf
@@ -500,7 +494,7 @@ class Client(Keeper):
         for exchange in list(self._exchanges):
             self._end(exchange)
         if self._diagnosis is not None:
-            self._diagnosis = Diagnosis(self._dialects.values())
+            self._diagnosis = Diagnosis(self._speech.dialects.values())
         self._tasks.clear()
         self._put_off.clear()
         self._generation += 1

@@ -29,7 +29,6 @@ from .dialects import (
     MapAnswer,
     Outcome,
     VersionError,
-    make_dialects,
     read_message,
     read_version_error,
 )
@@ -58,6 +57,7 @@ from .events import (
 )
 from .lifecycle import ASKING, DELETING, Exchange, Input, MappingState, Pair, Purpose, Timer, Tracked
 from .retransmission import recovery_delay
+from .speech import Speech
 from .stats import Oddity, Rejected
 from .wire import Message, is_response, pcp
 from .wire.fields import Endpoint, IPAddress, any_address, to_address
@@ -87,16 +87,13 @@ class Keeper(Machine[TimerKey]):
         self._tried = 1  # how many of them, since the last answer
         self._unanswered = 0  # renewals in a row, at this address
         self._local = to_address(local_address)
-        self._dialects = make_dialects(self._local, self._config, self._rng)
-        self._can_fall_back = len(self._dialects) > 1 and not self._config.strict
-        self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
+        self._speech = Speech(self._local, self._config, self._rng)
 
         self._mappings: dict[MappingId, Tracked] = {}
         self._wanted: dict[Target, Tracked] = {}
         self._releasing: dict[Target, Tracked] = {}  # what another request for the same target waits for
         self._by_nonce: dict[bytes, Tracked] = {}
         self._port_sets: dict[MappingId, Tracked] = {}
-        self._leases: Counter[int] = Counter()  # how many mappings are held, by version
         self._nameless: dict[Tracked, None] = {}  # held, and waiting for the external address to be told
         self._last_id = 0
         self._tasks: deque[Task] = deque()
@@ -104,11 +101,6 @@ class Keeper(Machine[TimerKey]):
         self._exchanges: dict[Exchange, None] = {}
         self._diagnosis: Diagnosis | None = None
 
-        self._current: Dialect | None = None  # what the gateway was last found to speak
-        self._current_until = -math.inf
-        self._is_certain = False  # whether the gateway itself said so, or was only silent to the other version
-        self._told_version: int | None = None
-        self._refused_versions: set[int] = set()
         self._external_address: IPAddress | None = None
         self._prefixes: tuple[pcp.Prefix64, ...] = ()
         self._address_wanted = False
@@ -149,7 +141,7 @@ class Keeper(Machine[TimerKey]):
         if regular is None:
             return False
         message = read_message(regular)
-        dialect = self._dialects.get(regular[0])
+        dialect = self._speech.dialects.get(regular[0])
         outcome = dialect.read(message) if dialect and message else None
         if peer not in self._peers and not isinstance(outcome, AddressAnswer):
             return False  # only a NAT-PMP announcement may come from another port
@@ -186,7 +178,7 @@ class Keeper(Machine[TimerKey]):
         """A NAT-PMP answer without the response bit, with it, while any answer is awaited. Changes nothing."""
         if self._config.strict or len(data) < 2 or peer != self._peers[self._at]:
             return None
-        dialect = self._dialects.get(data[0])
+        dialect = self._speech.dialects.get(data[0])
         if dialect is None or not self._exchanges:
             return None
         return dialect.mend(data, is_awaited=any(exchange.dialect is dialect for exchange in self._exchanges))
@@ -217,7 +209,7 @@ class Keeper(Machine[TimerKey]):
         has_lost = self._heard(dialect, outcome.epoch, now)
         if isinstance(outcome, Announcement):
             self._learn_prefixes(outcome.options)
-        elif questions or not self._is_proven_other_than(dialect):
+        elif questions or not self._speech.is_proven_other_than(dialect):
             self._learn_address(outcome.address, now)
         elif outcome.address != self._external_address:
             self._suspect(now)  # anybody might say so; the answers to the renewals have a nonce
@@ -251,7 +243,7 @@ class Keeper(Machine[TimerKey]):
         to confirm every mapping, once for all the copies, which come up to 64 s apart (RFC 6886 section 3.2.1)."""
         is_new = now - self._last_announcement > _BURST
         self._last_announcement = now
-        if is_new and not has_lost and not self._config.strict and self._leases.total():
+        if is_new and not has_lost and not self._config.strict and self._speech.has_leases:
             self._tolerated[Oddity.QUIET_ANNOUNCEMENT] += 1
             self._suspect(now)
 
@@ -284,7 +276,7 @@ class Keeper(Machine[TimerKey]):
                 self._rejected[Rejected.OLD] += 1  # a copy of the answer to an earlier delete of the same port
                 return
         self._heard(dialect, answer.epoch, now)
-        self._refused_versions.clear()
+        self._speech.refused_versions.clear()
         self._adopt(dialect, now)
         self._believe(dialect, mapping, answer, awaited, is_deleting, now)
 
@@ -466,9 +458,13 @@ class Keeper(Machine[TimerKey]):
 
     def _on_version_error(self, error: VersionError, now: float) -> None:
         """Go over to the version offered, at once and with the same request (RFC 6886 section 1.1, 6887 section 9)."""
-        offered = self._dialects.get(error.offered)
+        offered = self._speech.dialects.get(error.offered)
         affected = [exchange for exchange in self._exchanges if exchange.dialect is not offered]
-        if self._is_proven_other_than(offered) or (not affected and offered is self._current) or not self._exchanges:
+        if (
+            self._speech.is_proven_other_than(offered)
+            or (not affected and offered is self._speech.current)
+            or not self._exchanges
+        ):
             # Not believed: who answered with our nonce speaks its version. Or nothing new: each request that was under
             # way draws its own error, and the first was enough.
             self._rejected[Rejected.VERSION_ERROR] += 1
@@ -480,13 +476,13 @@ class Keeper(Machine[TimerKey]):
             trip, why = now - probe.sent_at, Reason.UNSUPPORTED_VERSION
             self._found(Finding(version=probe.dialect.version, reason=why, result_code=1, round_trip=trip))
         affected = [exchange for exchange in affected if exchange in self._exchanges]
-        if offered is not None and affected and error.offered not in self._refused_versions:
-            self._refused_versions.update(exchange.dialect.version for exchange in affected)
+        if offered is not None and affected and error.offered not in self._speech.refused_versions:
+            self._speech.refused_versions.update(exchange.dialect.version for exchange in affected)
             self._adopt(offered, now)
-            self._is_certain = True
+            self._speech.is_certain = True
         elif affected or not probes:
-            self._refused_versions.clear()
-            self._current = None
+            self._speech.refused_versions.clear()
+            self._speech.current = None
             self._refuse_all(Reason.UNSUPPORTED_VERSION, 1, now + self._bounded(error.hold), now)
 
     def _find(self, dialect: Dialect, answer: MapAnswer) -> Tracked | None:
@@ -503,9 +499,7 @@ class Keeper(Machine[TimerKey]):
     def _heard(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
         """A believable datagram of the gateway: it is there, and its epoch says whether it lost its state."""
         self._contact()
-        if self._current is not None and dialect is self._preferred and self._current is not dialect:
-            self._current_until = now  # it speaks the preferred protocol after all: the next request tries it
-        if epoch is None or not self._epochs[dialect.version].observe(epoch, now):
+        if not self._speech.has_lost_state(dialect, epoch, now):
             return False
         self._generation += 1
         self._lost_generation = self._generation
@@ -634,37 +628,18 @@ class Keeper(Machine[TimerKey]):
 
     # --- versions and addresses
 
-    def _is_proven_other_than(self, dialect: Dialect | None) -> bool:
-        """Whether a lease in force was granted with a nonce in another dialect, which no forger could have done."""
-        return any(
-            self._leases[each.version] and each.has_nonce and each is not dialect for each in self._dialects.values()
-        )
-
-    @property
-    def _preferred(self) -> Dialect:
-        return next(iter(self._dialects.values()))
-
-    def _speaking(self, now: float) -> Dialect:
-        """The dialect for the next request. A lesser one is soon forgotten again (RFC 6886 section 1.1)."""
-        if self._current is None or now >= self._current_until:
-            self._current = None
-            return self._preferred
-        return self._current
-
     def _adopt(self, dialect: Dialect, now: float) -> None:
         """The gateway speaks this. What waits for an answer in another dialect is asked again in this one."""
-        if self._current is dialect:
+        if self._speech.current is dialect:
             return
-        self._current = dialect
-        self._is_certain = dialect is self._preferred
-        self._current_until = math.inf if dialect is self._preferred else now + self._config.version_memory
+        self._speech.adopt(dialect, now)
         self._timers.cancel((Timer.FALLBACK, None))
-        if self._told_version != dialect.version:
-            if dialect is self._preferred:  # what was refused in a lesser protocol may be granted in this one
+        if self._speech.told_version != dialect.version:
+            if dialect is self._speech.preferred:  # what was refused in a lesser protocol may be granted in this one
                 for refused in self._mappings.values():
                     if refused.state is MappingState.REFUSED:
                         self._retry_later(refused, now)
-            self._told_version = dialect.version
+            self._speech.told_version = dialect.version
             self._emit(VersionNegotiated(gateway=self.gateway, version=dialect.version))
         again = []
         for exchange in list(self._exchanges):
@@ -682,8 +657,8 @@ class Keeper(Machine[TimerKey]):
         """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
         one, so that a single lost datagram does not decide."""
         asking = [exchange for exchange in self._exchanges if exchange.purpose in ASKING]
-        for dialect in self._dialects.values():
-            if dialect is self._preferred or not asking:
+        for dialect in self._speech.dialects.values():
+            if dialect is self._speech.preferred or not asking:
                 continue
             if not self._has_room(dialect):
                 self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
@@ -701,7 +676,7 @@ class Keeper(Machine[TimerKey]):
             return
         self._tried += 1
         self._at = (self._at + 1) % len(self._addresses)
-        self._epochs = {version: dialect.new_epoch() for version, dialect in self._dialects.items()}
+        self._speech.forget_epochs()
         self._timers.cancel((Timer.FALLBACK, None))
         for exchange in list(self._exchanges):
             self._end(exchange)
@@ -769,13 +744,13 @@ class Keeper(Machine[TimerKey]):
         mapping = exchange.mapping
         if mapping is None or mapping.state is not MappingState.REQUESTING:
             return
-        if self._current is not None and not self._current.supports(mapping.wish):
+        if self._speech.current is not None and not self._speech.current.supports(mapping.wish):
             self._finish(mapping, Reason.NEEDS_PCP, None)
             return
         if any(other.purpose is Purpose.PROBE for other in self._exchanges):
             return  # the verdict comes when the other dialect has met with silence, too
-        if self._can_fall_back and not self._is_proven_other_than(None):
-            self._current = None  # it answered once, and may have been replaced
+        if self._speech.can_fall_back and not self._speech.is_proven_other_than(None):
+            self._speech.current = None  # it answered once, and may have been replaced
             self._on_fallback(now)
             return
         self._lose_contact(Reason.NO_ANSWER)
@@ -880,7 +855,7 @@ class Keeper(Machine[TimerKey]):
         self._tried = 1
         self._at = (self._at + 1) % len(self._addresses)
         self._silent_reason, self._silent_until = reason, now + hold
-        self._current = None
+        self._speech.current = None
         self._timers.cancel((Timer.FALLBACK, None))
         self._lose_contact(reason)
         self._refuse_all(reason, None, now + hold, now)
@@ -942,8 +917,8 @@ class Keeper(Machine[TimerKey]):
         mapping.refused_by_silence = mapping.maybe_there = mapping.is_news = False
         mapping.told = mapping.external = mapping.dialect = None
         self._cancel_lease(mapping)
-        if not self._leases.total():
-            self._current = None  # nothing proves any more which version it speaks
+        if not self._speech.has_leases:
+            self._speech.current = None  # nothing proves any more which version it speaks
         self._report(MappingLost, mapping, reason=reason, result_code=code, retry_at=retry_at)
         self._retry_later(mapping, retry_at)
 
@@ -1012,14 +987,14 @@ class Keeper(Machine[TimerKey]):
         self._wake_put_off()
 
     def _move(self, mapping: Tracked, what: Input, dialect: Dialect | None = None) -> None:
-        """Take a step of the table; `_leases` counts what is held."""
+        """Take a step of the table, and count what is held."""
         if mapping.is_held and mapping.dialect is not None:
-            self._leases[mapping.dialect.version] -= 1
+            self._speech.count_lease(mapping.dialect, -1)
         mapping.move(what)
         if dialect is not None:
             mapping.dialect = dialect
         if mapping.is_held and mapping.dialect is not None:
-            self._leases[mapping.dialect.version] += 1
+            self._speech.count_lease(mapping.dialect, +1)
 
     def _report(self, kind: Callable[..., Event], mapping: Tracked, **fields: object) -> None:
         if not mapping.is_errand:
@@ -1065,17 +1040,10 @@ class Keeper(Machine[TimerKey]):
         for dialect in [each for each in waiting if self._has_room(each)]:
             waiting.remove(dialect)
             self._start(Purpose.DIAGNOSE, None, dialect, dialect.probe_request(), now)
-        teller = self._address_teller() if self._address_wanted and not self._closing else None
+        teller = self._speech.address_teller if self._address_wanted and not self._closing else None
         if teller is not None and self._has_room(teller):
             self._address_wanted = False
             self._start(Purpose.ADDRESS, None, teller, teller.probe_request(), now)
-
-    def _address_teller(self) -> Dialect | None:
-        """The dialect in which the gateway can be asked for its address alone, if we speak it."""
-        for dialect in self._dialects.values():
-            if dialect.tells_address and (dialect is self._current or self._leases[dialect.version]):
-                return dialect
-        return None
 
     def _has_to_wait(self, purpose: Purpose, mapping: Tracked, now: float) -> bool:
         """Whether a request must wait for the gateway to have room, for the delete of another mapping of the same port,
@@ -1100,10 +1068,7 @@ class Keeper(Machine[TimerKey]):
     def _dialect_for(self, purpose: Purpose, mapping: Tracked, now: float) -> Dialect:
         if purpose in DELETING and mapping.dialect is not None:
             return mapping.dialect
-        dialect = self._speaking(now)
-        if not self._is_certain and not dialect.supports(mapping.wish):
-            return self._preferred  # it was silent, which proves nothing; what needs PCP is worth a wait
-        return dialect
+        return self._speech.for_wish(mapping.wish, now)
 
     def _has_room(self, dialect: Dialect) -> bool:
         under_way = sum(exchange.dialect is dialect for exchange in self._exchanges)
@@ -1149,8 +1114,10 @@ class Keeper(Machine[TimerKey]):
         self._exchanges[exchange] = None
         if mapping is not None:
             mapping.exchange = exchange
-        is_first = self._current is None and dialect is self._preferred and purpose is not Purpose.DIAGNOSE
-        if is_first and self._can_fall_back:
+        is_first = (
+            self._speech.current is None and dialect is self._speech.preferred and purpose is not Purpose.DIAGNOSE
+        )
+        if is_first and self._speech.can_fall_back:
             fallback = (Timer.FALLBACK, None)
             if self._timers.deadline(fallback) is None and all(
                 other.dialect is dialect or other.purpose is Purpose.DIAGNOSE for other in self._exchanges
