@@ -275,10 +275,13 @@ class Keeper(Machine[TimerKey]):
             if exchange.mismatches <= self._config.delete_attempts:
                 self._rejected[Rejected.OLD] += 1  # a copy of the answer to an earlier delete of the same port
                 return
-        self._heard(dialect, answer.epoch, now)
+        has_lost = self._heard(dialect, answer.epoch, now)
         self._speech.refused_versions.clear()
-        self._adopt(dialect, now)
+        if not is_deleting or mapping.dialect is not dialect:  # it is deleted in its own, whatever is spoken by now
+            self._adopt(dialect, now)
         self._believe(dialect, mapping, answer, awaited, is_deleting, now)
+        if has_lost and not awaited:
+            mapping.generation -= 1  # it may be a late copy, from before the loss that it seems to show
 
     def _believe(
         self, dialect: Dialect, mapping: Tracked, answer: MapAnswer, awaited: bool, is_deleting: bool, now: float
@@ -656,16 +659,18 @@ class Keeper(Machine[TimerKey]):
     def _on_fallback(self, now: float) -> None:
         """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
         one, so that a single lost datagram does not decide."""
+        preferred = self._speech.preferred
         asking = [exchange for exchange in self._exchanges if exchange.purpose in ASKING]
         for dialect in self._speech.dialects.values():
-            if dialect is self._speech.preferred or not asking:
+            if dialect is preferred or not asking:
                 continue
             if not self._has_room(dialect):
                 self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
                 continue
-            for first in asking[:1]:
-                if first.purpose is not Purpose.RENEW:  # that is a single packet (RFC 6887 section 11.2.1)
-                    self._send(first.data, self.gateway, first)
+            # Not a renewal: that is a single packet (RFC 6887 section 11.2.1).
+            again = [each for each in asking if each.dialect is preferred and each.purpose is not Purpose.RENEW]
+            for first in again[:1]:
+                self._send(first.data, self.gateway, first)
             self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
 
     def _on_address_failed(self, reason: Reason, now: float) -> None:
@@ -1082,7 +1087,10 @@ class Keeper(Machine[TimerKey]):
             self._drop(mapping)  # it speaks a protocol that has a question for it
             self._start(Purpose.ADDRESS, None, dialect, dialect.probe_request(), now)
         elif not dialect.supports(wish):
-            self._finish(mapping, Reason.NEEDS_PCP, None)
+            if purpose is Purpose.DELETE:
+                self._released(mapping, confirmed=False)  # the gateway cannot have it
+            else:
+                self._finish(mapping, Reason.NEEDS_PCP, None)
         elif purpose in DELETING:
             data = dialect.delete_request(mapping.granted)
             if data is not None:
@@ -1104,6 +1112,8 @@ class Keeper(Machine[TimerKey]):
     def _start(self, purpose: Purpose, mapping: Tracked | None, dialect: Dialect, data: bytes, now: float) -> None:
         limits = {
             Purpose.RENEW: dialect.renewal_attempts,
+            Purpose.CONFIRM: dialect.patience,  # then anew, before the waits grow as long as the lease
+            Purpose.RECOVER: dialect.patience,
             Purpose.DELETE: self._config.delete_attempts if mapping and mapping.dialect is not None else 1,
             Purpose.VACATE: self._config.delete_attempts,
             Purpose.ADDRESS: _ADDRESS_ATTEMPTS,
