@@ -355,12 +355,19 @@ class Client(Machine["_TimerKey"]):
         """Do what is due: send again, renew, expire, retry, recover."""
         now = self._advance(now)
         due = False
-        while (key := self._timers.pop_due(now)) is not None:
+        overdue: dict[_Exchange, None] = {}  # last: what has ended by now is not sent again
+        while (key := self._timers.pop_due(now)) is not None or overdue:
             due = True
+            if key is None:
+                exchange = next(iter(overdue))
+                del overdue[exchange]
+                if exchange in self._exchanges:
+                    self._on_overdue(exchange, now)
+                continue
             reason, about = key
             match reason:
                 case Timer.RETRANSMIT:
-                    self._on_overdue(typing.cast("_Exchange", about), now)
+                    overdue[typing.cast("_Exchange", about)] = None
                 case Timer.FALLBACK:
                     self._on_fallback(now)
                 case Timer.RECOVER:
@@ -713,6 +720,8 @@ class Client(Machine["_TimerKey"]):
         mapping.renew_at = None
         self._timers.cancel((Timer.RENEW, mapping))
         earliest = max(earliest, mapping.renewal_sent_at + dialect.renewal_gap)
+        if mapping.until is not None and mapping.expires_at >= mapping.until:
+            return  # it lasts as long as it is wanted
         attempt = mapping.renewals
         while earliest < mapping.expires_at:
             attempt += 1
