@@ -15,12 +15,14 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from itertools import zip_longest
 
 import attrs
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from forgery import KINDS, forged
 from natpmp_sansio import (
     Address,
     Client,
@@ -72,6 +74,10 @@ CONVERGENCE = 1.1 * 1024 + 2 * MAX_LEASE + 2 * MAX_HOLD + 60.0
 
 EXTERNALS = ("203.0.113.5", "203.0.113.6")
 SERVERS: dict[int, Address] = {4: ("192.168.1.1", 5351), 6: ("fe80::1", 5351, 0, 2)}
+STRANGERS: dict[int, tuple[Address, ...]] = {
+    4: (("192.168.1.66", 5351), ("192.168.1.1", 5352)),
+    6: (("fe80::66", 5351, 0, 2), ("fe80::1", 5351, 0, 3)),
+}
 LOCALS = {4: ("192.168.1.7", "192.168.1.8"), 6: ("2001:db8:1::7",)}
 
 Target = tuple[int, int]
@@ -107,7 +113,12 @@ class Exchange:
         """Whether a transmission is another one of it."""
         least, most = self.wait
         fits = self.is_doubtful and data == self.data and least - ROUNDING <= now - self.at <= most + ROUNDING
-        return fits or self.is_open(now)
+        return data[0] == self.version and (fits or self.is_open(now))
+
+    def is_too_early_for(self, data: bytes, now: float) -> bool:
+        """Whether a transmission in PCP is out of turn, and nothing else."""
+        is_asking = self.kind in ("ask", "recover") and (not self.is_over or self.is_doubtful)
+        return is_asking and data == self.data and data[0] == 2 and now < self.at + self.wait[0] - ROUNDING
 
     def again(self, data: bytes, now: float, is_punctual: bool) -> None:
         least, most = self.wait
@@ -121,7 +132,7 @@ class Exchange:
 
     def check_not_overdue(self, now: float) -> None:
         if self.is_open(now) and self.count < self.limit:
-            assert now - self.at <= self.wait[1] + ROUNDING, f"a {self.kind} not sent again in {now - self.at} s, but {self.wait}"
+            assert now - self.at <= self.wait[1] + ROUNDING, f"a {self.kind} not sent again in time"
 
 
 @attrs.frozen
@@ -211,7 +222,8 @@ class Watched:
         self.prompt, self.late = (
             Client(world.server, local_address=local, config=self.config, rng=random.Random(seed)) for _ in range(2)
         )
-        assert self.prompt.next_timeout() is self.prompt.poll() is None  # line 1
+        assert self.prompt.next_timeout() is None  # line 1
+        assert self.prompt.poll() is None
         self.bind_address = self.prompt.bind_address
         self.now = -math.inf
         self.queue: list[Output] = []
@@ -221,7 +233,6 @@ class Watched:
         self.leaving: dict[MappingId, Known] = {}
         self.nonces: set[bytes] = set()
         self.question: Exchange | None = None
-        self.extra: Exchange | None = None
         self.epochs: dict[int, list[tuple[int, float] | None]] = {0: [None], 2: [None]}  # references that it may have
         self.verdicts = {False}
         self.recovered = -math.inf
@@ -361,6 +372,34 @@ class Watched:
             self.prompt.handle_timeout(now)
             assert self.all_of_it() == before
 
+    def forge(self, kind: str, dice: random.Random) -> None:
+        """What an attacker sends who cannot see what is sent (RFC 6887 section 18.1). Promise 4."""
+        world = self.world
+        known = [(*each.target, each.told) for each in (*self.wanted.values(), *self.leaving.values())]
+        epoch = world.gateway_epoch()
+        data = forged(kind, dice, self.local, known or [(TCP, 80, None)], epoch, world.gateway.external_address)
+        source = dice.choice(world.strangers) if kind == "stranger" else self.server
+        if not self.is_harmless(kind):
+            return
+        before = (*look(self.prompt), self.prompt.next_timeout(), len(self.queue))
+        claimed = world.sim.inject(self, data, source)
+        if "announcement" not in kind:
+            after = (*look(self.prompt), self.prompt.next_timeout(), len(self.queue))
+            assert after == before, f"a forged {kind} has an effect"
+        self.met[f"forged {kind}, {'' if claimed else 'not '}claimed"] += 1
+
+    def is_harmless(self, kind: str) -> bool:
+        """Whether there is a nonce in the way; NAT-PMP has none."""
+        every = (*self.wanted.values(), *self.leaving.values())
+        if kind == "version error":
+            return any(each.held is not None and each.held.version == 2 for each in self.wanted.values())
+        if kind == "NAT-PMP answer":
+            exchanges = [each.exchange for each in every] + [self.question]
+            is_asked = any(each and each.version == 0 and (not each.is_over or each.is_doubtful) for each in exchanges)
+            is_held = any(each.held is not None and each.held.version == 0 for each in every)
+            return not is_asked and not is_held and 2 in self.versions
+        return True
+
     def drain_late(self) -> None:
         """Line 8: the same in the same order, but for retransmissions whose twin still waited."""
         waiting = self.late.next_timeout()
@@ -443,6 +482,7 @@ class Watched:
         is_grant = code == 0 and message.lifetime > 0 and message.external_port > 0
         if not known.is_wanted and is_grant:
             return  # to an earlier request; the delete is still on its way
+        known.may_exist &= known.is_wanted or code == 0
         self.finish(known.exchange)
         hold = now + min(max(message.lifetime if code else 0.0, self.config.min_hold), MAX_HOLD)
         if code == pcp.ResultCode.NO_RESOURCES:  # of a server without room, ask no more (RFC 6887 section 11.4)
@@ -465,6 +505,7 @@ class Watched:
         is_awaited = exchange is not None and exchange.version == 0 and exchange.is_open(now)
         if not is_awaited:  # a copy; or the model has missed something
             self.check_epoch(0, message.epoch, now, is_certain=False)
+            known.is_confirmed |= not known.is_wanted and code == 0 and message.lifetime == 0
             if exchange is not None and code == 0:
                 known.grants.append(Grant(now, min(float(message.lifetime), MAX_LEASE), message.external_port, None, 0))
             return
@@ -514,14 +555,14 @@ class Watched:
         restart = False
         expected, self.expected = self.expected, None
         verdicts, self.verdicts = self.verdicts, {False}
-        started = self.question
         told: list[Event] = []
-        for output in self.prompt.outputs():
+        outputs = list(self.prompt.outputs())
+        for output, following in zip_longest(outputs, outputs[1:]):
             assert not self.is_closed, "something after Closed"
             self.owed.append(output)
             self.queue.append(output)
             if isinstance(output, SendDatagram):
-                self.check_datagram(output)
+                self.check_datagram(output, isinstance(following, SendDatagram) and following.data == b"\0\0")
                 continue
             told.append(output)
             self.met[type(output).__name__] += 1
@@ -534,9 +575,6 @@ class Watched:
             assert self.is_closed or self.pending_recovery() is not None, "a restart was not seen"
         if expected is not None and expected.is_wanted:
             self.check_told(expected, told)
-        if self.extra is not None:
-            self.check_extra(self.extra, started)
-            self.extra = None
         if len(self.owed) > 400:
             self.drain_late()
 
@@ -555,12 +593,8 @@ class Watched:
         known.calm = world.calm if world.calm <= world.sim.now else math.inf
         known.renewals, known.is_stale, known.hold = 0, False, -math.inf
 
-    def check_extra(self, exchange: Exchange, question: Exchange | None) -> None:
-        """A request was sent once more out of turn: only with the first question in the other version."""
-        is_asked = self.question is not question and self.question is not None and self.question.at == self.now
-        assert is_asked or any(each.version == 0 for each in self.exchanges()), f"a {exchange.kind} out of turn"
-
-    def check_datagram(self, sent: SendDatagram) -> None:
+    def check_datagram(self, sent: SendDatagram, is_followed: bool) -> None:
+        """`is_followed`: by a question in the other version, with which a request may go out once more."""
         assert sent.addr == self.server
         message = decode(sent.data)
         assert not isinstance(message, pcp.MapRequest) or message.client_address == ip_address(self.local)
@@ -580,21 +614,16 @@ class Watched:
         if message.lifetime == 0:
             self.check_delete(known, message)
         exchange = known.exchange
-        if exchange is not None and exchange.version == sent.data[0] and exchange.goes_on(sent.data, self.now):
-            self.check_again(exchange, sent.data)
+        if exchange is not None and exchange.is_too_early_for(sent.data, self.now) and is_followed:
+            self.met["sent again with the first question in the other version"] += 1
+        elif exchange is not None and exchange.goes_on(sent.data, self.now):
+            exchange.again(sent.data, self.now, exchange.at >= self.late_at)
+            exchange.is_over = exchange.is_doubtful = is_followed  # it may have been in turn, or not
+            self.met["retransmission"] += 1
         else:
             self.check_new(known, message, sent.data)
         known.is_sent = True
         known.may_exist |= message.lifetime > 0
-
-    def check_again(self, exchange: Exchange, data: bytes) -> None:
-        is_early = self.now < exchange.at + exchange.wait[0] - ROUNDING
-        if is_early and exchange.version == 2 and len(self.versions) == 2 and exchange.kind != "delete":
-            self.extra = exchange
-            self.met["sent again with the first question in the other version"] += 1
-        else:
-            exchange.again(data, self.now, exchange.at >= self.late_at)
-            self.met["retransmission"] += 1
 
     def check_new(self, known: Known, message: natpmp.MapRequest | pcp.MapRequest, data: bytes) -> None:
         version, now, held = data[0], self.now, known.held
@@ -632,7 +661,7 @@ class Watched:
         if before is None or before.kind != "renew" or before.version == version or before.at < held.at:
             known.renewals += 1  # else it goes on in another version
         since = self.now - held.at
-        assert since >= held.lifetime * (1 - 0.5**known.renewals) - ROUNDING, f"renewal {known.renewals} after {since} s"
+        assert since >= held.lifetime * (1 - 0.5**known.renewals) - ROUNDING, f"renewed {since} s after"
         assert known.until is None or held.ends < known.until, "renewed though it lasts as long as it is wanted"
         assert version == 0 or self.now >= known.renewed + 4.0 - ROUNDING, "renewed twice within 4 s"
         assert known.hold <= self.now + ROUNDING, "renewed within the hold time"
@@ -652,14 +681,18 @@ class Watched:
         assert isinstance(message, natpmp.MapRequest) or int(message.suggested_external_address) in (0, 0xFFFF00000000)
         assert known.may_exist, "there is nothing to delete"
         known.deletes += 1
-        assert known.deletes <= self.config.delete_attempts or self.met["ICMP"]
+        assert known.deletes <= self.config.delete_attempts
 
     def check_question(self, data: bytes) -> None:
         question = self.question
         if question is not None and question.is_open(self.now) and len(self.versions) == 1:
             question.again(data, self.now, question.at >= self.late_at)
             return
-        if question is not None and question.is_open(self.now) and self.now >= question.at + question.wait[0] - ROUNDING:
+        if (
+            question is not None
+            and question.is_open(self.now)
+            and self.now >= question.at + question.wait[0] - ROUNDING
+        ):
             question.again(data, self.now, False)
             return
         self.question = Exchange(0, "question", data, 4.0 if len(self.versions) == 1 else 9.0, self.now)
@@ -806,7 +839,8 @@ class Watched:
 
     def check_renewed(self, known: Known, held: Grant) -> None:
         """In good time, if nothing stood in its way since it was granted."""
-        if self.is_calm(known) and known.is_stale is False and held.lifetime >= 60:
+        is_needed = known.until is None or held.ends < known.until
+        if is_needed and self.is_calm(known) and known.is_stale is False and held.lifetime >= 60:
             assert known.renewals or self.now <= held.at + held.lifetime * 5 / 8 + 5.0, "not renewed in good time"
 
 
@@ -835,6 +869,8 @@ class World:
         self.calm = 0.0  # since when all is well; infinite while it is not
         self.refusal: pcp.ResultCode | None = None
         self.bad: set[object] = set()
+        self.epoch_start = 0.0
+        self.strangers = STRANGERS[family]
         self.gateway = self.make_gateway(versions)
         self.sim.add(self.gateway)
         speaks = ((2, 0), (0,)) if family == 4 else ((2, 0),)
@@ -847,9 +883,13 @@ class World:
             self.sim.add(client, clock=clock)
             self.link(client, GOOD, GOOD)
 
+    def gateway_epoch(self) -> int:
+        """As far as the attacker knows."""
+        return int(self.sim.now - self.epoch_start)
+
     def make_gateway(self, versions: tuple[int, ...]) -> Gateway:
         self.versions = versions if self.family == 4 else (2,)
-        config = GatewayConfig(versions=self.versions, max_lifetime=int(MAX_LEASE), protocols=(TCP, UDP, SCTP))
+        config = GatewayConfig(versions=self.versions, max_lifetime=int(MAX_LEASE), protocols=(6, 17, SCTP))
         external = EXTERNALS[0] if self.family == 4 else None
         return Gateway(
             external, address=self.server, config=config, policy=lambda *_: self.refusal, rng=random.Random(1)
@@ -893,6 +933,7 @@ class World:
 
     def reboot(self) -> None:
         self.gateway.reboot(self.sim.now)
+        self.epoch_start = self.sim.now
         self.disturb()
         self.met["reboot"] += 1
 
@@ -900,6 +941,7 @@ class World:
         """Another gateway, or the same without its memory, and no announcement tells."""
         old, self.gateway = self.gateway, self.make_gateway(versions)
         self.sim.replace(old, self.gateway)
+        self.epoch_start = self.sim.now
         self.disturb("address", is_bad=False)
         self.met["reboot that nobody hears of"] += 1
 
@@ -975,7 +1017,10 @@ class Life(RuleBasedStateMachine):
     met: typing.ClassVar[Counter[str]] = Counter()
 
     @initialize(
-        family=st.sampled_from((4, 4, 4, 6)), versions=VERSIONS, seed=st.integers(0, 99), window=st.sampled_from((1, 2, 16))
+        family=st.sampled_from((4, 4, 4, 6)),
+        versions=VERSIONS,
+        seed=st.integers(0, 99),
+        window=st.sampled_from((1, 2, 16)),
     )
     def begin(self, family: int, versions: tuple[int, ...], seed: int, window: int) -> None:
         self.world = World(family, versions, seed, window)
@@ -1079,7 +1124,17 @@ class Life(RuleBasedStateMachine):
 
     # --- what is forged
 
-    # (later)
+    @rule(who=WHO, kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32))
+    def forge(self, who: int, kind: str, seed: int) -> None:
+        self.client(who).forge(kind, random.Random(seed))
+
+    @rule(who=WHO, which=st.integers(0, 30))
+    def repeat_old_datagram(self, who: int, which: int) -> None:
+        client, world = self.client(who), self.world
+        if client.heard:
+            world.disturb()
+            world.sim.inject(client, client.heard[which % len(client.heard)], world.server)
+            world.met["old datagram again"] += 1
 
     @invariant()
     def check(self) -> None:

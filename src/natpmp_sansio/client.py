@@ -625,6 +625,8 @@ class Client(Machine["_TimerKey"]):
         again = []
         for exchange in [exchange for exchange in self._exchanges if exchange.dialect is not dialect]:
             mapping = exchange.mapping
+            if exchange.purpose is _Purpose.DELETE and mapping is not None and mapping.dialect is exchange.dialect:
+                continue  # it can be deleted in no other
             self._end(exchange)
             if mapping is not None:
                 again.append((exchange.purpose, mapping))
@@ -635,15 +637,17 @@ class Client(Machine["_TimerKey"]):
         one, so that a single lost datagram does not decide."""
         if not self._is_asking:
             return
-        first = next(exchange for exchange in self._exchanges if exchange.purpose in _ASKING)
-        self._send(first.data, self._gateway, first)
         for dialect in self._dialects.values():
-            if dialect is first.dialect:
+            if dialect is self._preferred:
                 continue
-            if self._has_room(dialect):
-                self._start(_Purpose.PROBE, None, dialect, now)
-            else:
+            if not self._has_room(dialect):
                 self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
+                continue
+            for first in self._exchanges:  # a renewal is a single packet (RFC 6887 section 11.2.1)
+                if first.dialect is self._preferred and first.purpose in (_Purpose.CREATE, _Purpose.RECOVER):
+                    self._send(first.data, self._gateway, first)
+                    break
+            self._start(_Purpose.PROBE, None, dialect, now)
 
     # --- time
 
@@ -719,7 +723,7 @@ class Client(Machine["_TimerKey"]):
         assert dialect is not None
         mapping.renew_at = None
         self._timers.cancel((Timer.RENEW, mapping))
-        earliest = max(earliest, mapping.renewal_sent_at + dialect.renewal_gap)
+        earliest = max(earliest, mapping.no_renewal_before)
         if mapping.until is not None and mapping.expires_at >= mapping.until:
             return  # it lasts as long as it is wanted
         attempt = mapping.renewals
@@ -932,7 +936,8 @@ class Client(Machine["_TimerKey"]):
             mapping.maybe_there = True
             if purpose is _Purpose.RENEW:
                 limit, mapping.renewals = dialect.renewal_attempts, mapping.next_renewal
-                mapping.is_renewal_open, mapping.renewal_sent_at = True, now
+                # The gap of the dialect in which it is asked, not of that in which it was granted.
+                mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
         exchange = _Exchange(purpose=purpose, mapping=mapping, dialect=dialect, data=data, limit=limit)
         self._exchanges[exchange] = None
         if mapping is not None:
@@ -1044,7 +1049,7 @@ class _Mapping:
     renew_at: float | None = None
     renewals: int = 0  # how many times it should have been renewed when it was last tried
     next_renewal: int = 0
-    renewal_sent_at: float = -math.inf
+    no_renewal_before: float = -math.inf
     is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
     retry_at: float | None = None
     hold_until: float = -math.inf
