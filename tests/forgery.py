@@ -70,7 +70,7 @@ def forged(
             whole = pcp.MapResponse(pcp.ResultCode.SUCCESS, **answer).encode()
             return whole[: dice.randrange(len(whole))]
         case _:
-            start = dice.choice((b"", b"\2", b"\2\x80", b"\2\x81\0\0", b"\0\x83\0\0"))
+            start = dice.choice((b"", b"\2", b"\2\x83", b"\2\x81\0\0", b"\0\x83\0\0"))
             return start + dice.randbytes(dice.randrange(64))
 
 

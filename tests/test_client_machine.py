@@ -271,6 +271,9 @@ class Watched:
         recovery = self.pending_recovery()
         if recovery is not None and recovery <= now:
             self.recover(now)
+        if any(each.version == 0 and each.count >= 9 and not each.is_open(now) for each in self.exchanges()):
+            for exchange in self.exchanges():  # it may give up altogether
+                exchange.is_over = exchange.is_doubtful = True
         self.prompt.handle_timeout(now)
         self.late.handle_timeout(now)
         self.drain(now)
@@ -403,7 +406,7 @@ class Watched:
     def drain_late(self) -> None:
         """Line 8: the same in the same order, but for retransmissions whose twin still waited."""
         waiting = self.late.next_timeout()
-        assert not self.owed or (waiting is not None and waiting <= self.now)  # line 6
+        assert not self.owed or (waiting is not None and waiting <= self.world.sim.now_of(self))  # line 6
         taken = list(self.late.outputs())
         mine = iter(taken)
         following = next(mine, None)
@@ -796,11 +799,13 @@ class Watched:
             self.met["deadline"] += 1
         elif told.reason is Reason.NEEDS_PCP:
             assert known.needs_pcp
+            assert known.is_wanted
             self.met["needs PCP"] += 1
         else:
             assert told.reason in (Reason.UNSUPPORTED_PROTOCOL, Reason.UNSUPPORTED_OPTION)
             assert (known.refusal, known.refused) == (told.result_code, self.now)
-        assert known.is_wanted or not known.may_exist or known.deletes, "given up, but not deleted"
+        is_impossible = known.needs_pcp and self.version == 0
+        assert known.is_wanted or not known.may_exist or known.deletes or is_impossible, "given up, but not deleted"
         self.finish(known.exchange)
         if known.is_wanted:
             self.leave(known)
@@ -1170,3 +1175,9 @@ LIVES = settings(
 )
 TestLife = Life.TestCase
 TestLife.settings = LIVES
+
+
+def search(examples: int) -> None:
+    """Look for a life in which something is wrong, and do not make it shorter."""
+    settings_ = settings(LIVES, max_examples=examples, database=None, derandomize=True, phases=[Phase.generate])
+    run_state_machine_as_test(Life, settings=settings_)  # type: ignore[no-untyped-call]

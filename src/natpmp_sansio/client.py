@@ -891,6 +891,8 @@ class Client(Machine["_TimerKey"]):
             self._refuse(mapping, self._silent_reason, None, self._silent_until)
         elif dialect.supports(mapping.wish):
             self._start(purpose, mapping, dialect, now)
+        elif purpose is _Purpose.DELETE:  # the gateway cannot have it
+            self._released(mapping, confirmed=False)
         else:
             about = mapping.about(self._gateway)
             self._finish(mapping, MappingFailed(**about, reason=Reason.NEEDS_PCP, result_code=None))
