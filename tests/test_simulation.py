@@ -6,6 +6,7 @@ import math
 import typing
 from collections import deque
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
@@ -27,6 +28,7 @@ from natpmp_sansio import (
     MappingCreated,
     MappingExpired,
     MappingGranted,
+    MappingId,
     MappingLost,
     MappingRefused,
     MappingReleased,
@@ -663,6 +665,71 @@ def test_who_replaces_another_must_be_new_and_live_at_the_same_address() -> None
     b.send(b"", a.bind_address)
     sim.run_until(1.0)
     assert (len(heir.heard), len(a.heard)) == (1, 0)
+
+
+def test_a_host_that_moves_is_reached_where_its_core_says_it_is_now_and_keeps_its_clock_and_links() -> None:
+    a, b = box(1), Box(("10.0.0.2", 0))
+    sim = Simulation(a, latency=0.5)
+    sim.add(b, clock=Clock(offset=100.0))
+    sim.connect(b, a, Link(latency=0.25))
+    old = sim.address_of(b)
+    a.send(b"too late", old)
+    sim.run_until(0.25)
+    b.bind_address = ("10.0.0.9", 0)
+    sim.move(b)
+    new = ("10.0.0.9", old[1])
+    assert sim.address_of(b) == new
+    b.send(b"here", a.bind_address, sim.now_of(b))
+    sim.run_until(1.0)
+    assert a.heard == [(0.5, b"here", new)]
+    a.send(b"lost", old, sim.now)
+    a.send(b"found", new, sim.now)
+    sim.run_until(2.0)
+    assert b.heard == [(101.5, b"found", a.bind_address)]
+    heir = Box(old)
+    sim.add(heir)
+    a.send(b"to the heir", old, sim.now)
+    sim.run_until(3.0)
+    assert heir.heard == [(2.5, b"to the heir", a.bind_address)]
+
+
+def test_who_moves_must_be_there_and_cannot_take_the_place_of_another() -> None:
+    a, b = box(1), box(2)
+    sim = Simulation(a, b)
+    b.bind_address = a.bind_address
+    with pytest.raises(LocalProtocolError, match=r"somebody lives at 10\.0\.0\.1:1000 already"):
+        sim.move(b)
+    with pytest.raises(LocalProtocolError, match="is not in this simulation"):
+        sim.move(Box())
+    assert sim.address_of(b) == ("10.0.0.2", 1000)
+    sim.move(a)  # to where it is: nothing happens
+    assert sim.address_of(a) == ("10.0.0.1", 1000)
+
+
+def test_a_host_that_moves_has_one_transcript_and_its_mappings_one_life() -> None:
+    a, b = box(1), box(2)
+    sim = Simulation(a, b)
+    mapping: dict[str, typing.Any] = {"gateway": SERVER, "mapping": MappingId(1), "protocol": 6, "internal_port": 80}
+    external, moved = Endpoint(IPv4Address(EXTERNAL), 80), Endpoint(IPv4Address(EXTERNAL), 81)
+    a.tell(MappingGranted(**mapping, external=external, lifetime=600.0, expires_at=600.0))
+    sim.run_until(1.0)
+    a.bind_address = ("10.0.0.3", 1000)
+    sim.move(a)
+    a.tell(MappingChanged(**mapping, old=external, new=moved, lifetime=600.0, expires_at=601.0), sim.now)
+    b.bind_address = ("10.0.0.1", 1000)
+    sim.move(b)
+    b.send(b"\0\0", a.bind_address, sim.now)
+    sim.run_until(2.0)
+    assert [line.split()[:3] for line in sim.transcript(a).splitlines()] == [
+        ["0.000000", "10.0.0.1:1000", "*"],
+        ["1.000000", "10.0.0.3:1000", "*"],
+        ["1.000000", "10.0.0.3:1000", "<"],
+    ]
+    assert [line.split()[:3] for line in sim.transcript(b).splitlines()] == [["1.000000", "10.0.0.1:1000", ">"]]
+    assert "    1.000000 10.0.0.3:1000 * was 10.0.0.1:1000" in sim.transcript().splitlines()
+    (life,) = sim.timeline()
+    assert life.host == ("10.0.0.1", 1000)
+    assert [(span.start, span.external) for span in life.spans] == [(0.0, external), (1.0, moved)]
 
 
 def test_an_attacker_can_send_from_any_address_past_every_partition() -> None:

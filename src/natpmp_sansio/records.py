@@ -68,6 +68,13 @@ class Told:
         return one_line(self.what if isinstance(self.what, str) else self.what.describe())
 
 
+@attrs.frozen(kw_only=True)
+class Moved(Told):
+    """The host at `old` lives at `host` from now on."""
+
+    old: Address
+
+
 Record = Sent | Received | Told
 Packet = tuple[float, Address, Address, bytes]
 """When, from where, to where, and what."""
@@ -183,7 +190,7 @@ class Span:
 
 @attrs.frozen(kw_only=True)
 class Life:
-    """The life of one mapping, as the host at `host` told it: a client, or the gateway itself."""
+    """The life of one mapping, as the host told it that was at `host` when it began: a client, or the gateway."""
 
     host: Address
     gateway: Address
@@ -213,6 +220,9 @@ def lives_of(records: Iterable[Record]) -> tuple[Life, ...]:
         if record.what == REPLACED:
             for key in [key for key in current if key[0] == record.host]:
                 _close(current.pop(key), record.at)
+        if isinstance(record, Moved):
+            for key in [key for key in current if key[0] == record.old]:
+                current[record.host, *key[1:]] = current.pop(key)
         if not isinstance(record.what, _Beginning | _Going | _Ending):
             continue
         key = (record.host, record.what.gateway, record.what.mapping)

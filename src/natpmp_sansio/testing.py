@@ -20,6 +20,7 @@ from .events import Address, Event, SendDatagram
 from .records import (
     REPLACED,
     Life,
+    Moved,
     Packet,
     Received,
     Record,
@@ -34,7 +35,7 @@ from .records import (
 from .timers import TimerQueue
 from .wire.fields import MULTICAST_V4, MULTICAST_V6
 
-__all__ = ["Clock", "Diagram", "Life", "Link", "Packet", "Received", "Sent", "Simulation", "Span", "Told"]
+__all__ = ["Clock", "Diagram", "Life", "Link", "Moved", "Packet", "Received", "Sent", "Simulation", "Span", "Told"]
 
 
 @attrs.frozen(kw_only=True)
@@ -160,6 +161,25 @@ class Simulation:
         self._host_by_core[id(new)] = self._host_by_core.pop(id(old))
         self._tell(host, REPLACED)
 
+    def move(self, core: HostCore) -> None:
+        """A host is at its core's `bind_address` of now, which was another before: it has roamed, or got a new lease.
+
+        Its clock, its luck and its links go with it. What is under way to where it was before is lost.
+        """
+        host = self._host_of(core)
+        old, new = host.address, _with_port(core.bind_address, host.address[1])
+        key = checked_peer(new, "bind_address")
+        if self._hosts.get(key, host) is not host:
+            raise LocalProtocolError(f"somebody lives at {show_address(new)} already")
+        self._flying = [each for each in self._flying if each[2] is not host]
+        heapq.heapify(self._flying)
+        self._hosts = {key if each is host else where: each for where, each in self._hosts.items()}
+        self._host_by_address = {where: each for where, each in self._host_by_address.items() if each is not host}
+        host.address, host.key = new, key
+        if self._records is not None:
+            self._records.append(Moved(at=self.now, host=new, what=f"was {show_address(old)}", old=old))
+            host.homes.append((len(self._records), new))
+
     def address_of(self, core: HostCore) -> Address:
         """Where a core lives."""
         return self._host_of(core).address
@@ -266,7 +286,13 @@ class Simulation:
         its way, `z` because the host sleeps. Every datagram is there with its octets; equal seeds and commands give
         an equal text. For one core: what it knows itself, so that `replay` gives it again.
         """
-        return write_transcript(self._records or (), None if core is None else self.address_of(core))
+        records = self._records or []
+        if core is None:
+            return write_transcript(records, None)
+        homes = self._host_of(core).homes
+        ends = [start for start, _ in homes[1:]] + [len(records)]
+        parts = [write_transcript(records[start:end], home) for (start, home), end in zip(homes, ends, strict=True)]
+        return "\n".join(part for part in parts if part)
 
     def sequence_diagram(self, start: float = 0.0, end: float = math.inf) -> Diagram:
         """What happened from `start` to `end` (s) as a drawing: `.mermaid` and `.svg`."""
@@ -432,12 +458,14 @@ class _Host:
     side: object = None
     wakes_at: float | None = None  # if it sleeps
     deadline: float = math.inf  # on its own clock
+    homes: list[tuple[int, Address]] = attrs.field(factory=list)  # from which record on it lived where
     _base: float = attrs.field(init=False)
     _since: float = 0.0
     _told: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
         self._base = self.clock.offset
+        self.homes.append((0, self.address))
 
     def read(self, now: float, at_least: float = -math.inf) -> float:
         """What its clock shows at an instant. It never goes back, not even by a rounding error."""
