@@ -176,6 +176,21 @@ def test_at_another_local_address_pcp_mappings_are_deleted_at_the_old_one_and_as
     assert [type(event) for event in events][-1] is MappingChanged
 
 
+def test_what_is_mapped_for_another_host_stays_what_it_is_at_another_local_address() -> None:
+    client = make_client((2,))
+    client.map_port(TCP, 80, 0.0, options=(pcp.ThirdParty("192.168.1.50"),))
+    (request,), _ = drain(client)
+    client.receive_datagram(answer(request, options=(pcp.ThirdParty("192.168.1.50"),)), SERVER, 0.0)
+    drain(client)
+    client.network_changed(10.0, local_address="192.168.1.99")
+    (again,), _ = drain(client)
+    assert decode(again).lifetime == 7200  # type: ignore[union-attr]
+    assert decode(again).nonce == decode(request).nonce  # type: ignore[union-attr]
+    client.network_changed(20.0, gateway=A)
+    (elsewhere,), _ = drain(client)
+    assert decode(elsewhere).nonce != decode(request).nonce  # type: ignore[union-attr]
+
+
 def test_at_another_local_address_nothing_is_deleted_in_nat_pmp_as_it_would_be_the_new_hosts() -> None:
     client = make_client((0,))
     client.map_port(TCP, 80, 0.0)

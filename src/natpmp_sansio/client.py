@@ -441,19 +441,20 @@ class Client(Keeper):
 
     def _leave(self, local: IPAddress, addresses: tuple[Address, ...], speech: Speech, now: float) -> None:
         """Another gateway or local address: delete what may be deleted from here, and take nothing along but wishes."""
-        has_moved = local != self._local
+        has_moved, is_here = local != self._local, peers_of(addresses) == self._peers
         for mapping in list(self._mappings.values()):
             old = mapping.dialect
+            is_anothers = is_here and mapping.wish.is_for_another_host  # then it is as good as before
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
             data = old.delete_request(mapping.granted) if old and (old.has_nonce or not has_moved) else None
-            if data is not None and mapping.maybe_there:
+            if data is not None and mapping.maybe_there and not is_anothers:
                 self._send(data, self.gateway, mapping)
             if mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
             elif mapping.is_errand:
                 self._drop(mapping)
             else:
-                self._take_along(mapping, local, now)
+                self._take_along(mapping, local, mapping.wish.nonce if is_anothers else self._rng.randbytes(12), now)
         self._wanted = {mapping.wish.target: mapping for mapping in self._mappings.values()}
         self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
         self._at, self._tried = 0, 1
@@ -461,16 +462,16 @@ class Client(Keeper):
         self._external_address, self._prefixes = None, ()
         self._address_at = -math.inf
 
-    def _take_along(self, mapping: Tracked, local: IPAddress, now: float) -> None:
+    def _take_along(self, mapping: Tracked, local: IPAddress, nonce: bytes, now: float) -> None:
+        """Ask for it from the new place. The nonce is another: each server has its own (RFC 6887 section 11.2), and the
+        delete at the old place may still be answered."""
         suggested = mapping.wish.external
         if local.version != self._local.version:
             suggested = Endpoint(None, suggested.port)
         elif suggested.address is not None:
             suggested = Endpoint(any_address(suggested.address), suggested.port)
         family = mapping.wish.family if local.version == self._local.version else None
-        # A new nonce: each server has its own (RFC 6887 section 11.2), and the old one's delete may still be answered.
         self._by_nonce.pop(mapping.wish.nonce, None)
-        nonce = self._rng.randbytes(12)
         mapping.wish = attrs.evolve(mapping.wish, external=suggested, family=family, nonce=nonce)
         self._by_nonce[nonce] = mapping
         mapping.dialect, mapping.maybe_there = None, False

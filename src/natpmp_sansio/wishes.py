@@ -45,6 +45,11 @@ class Wish(Value):
         return self.protocol in _WITH_PORTS
 
     @property
+    def is_for_another_host(self) -> bool:
+        """Whether the ports are another host's (RFC 6887 section 13.1)."""
+        return any(isinstance(option, pcp.ThirdParty) for option in self.options)
+
+    @property
     def prefers_failure(self) -> bool:
         """Whether only just the suggested endpoint will do (RFC 6887 section 13.2)."""
         return any(isinstance(option, pcp.PreferFailure) for option in self.options)
