@@ -22,17 +22,7 @@ from .speech import Speech
 from .stats import Rejected, Stats
 from .wire import pcp
 from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, to_address
-from .wishes import Wish, checked_wish, require_no_overlap
-
-
-class Wishes(typing.TypedDict, total=False):
-    """The keyword arguments of `Client.map_port`, for those who pass them on."""
-
-    external_port: int
-    external_address: str | IPAddress | None
-    lifetime: int
-    until: float | None
-    options: tuple[pcp.Option, ...]
+from .wishes import Wish, Wishes, checked_wish, require_no_overlap
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -187,9 +177,16 @@ class Client(Keeper):
         RFC: 6886 section 3.3, 6887 section 11.2.
         """
         wish = checked_wish(
-            self._local, protocol, internal_port, None, external_port, external_address, lifetime, options
+            self._local,
+            protocol,
+            internal_port,
+            external_port=external_port,
+            external_address=external_address,
+            lifetime=lifetime,
+            until=until,
+            options=options,
         )
-        (mapping,) = self._want([wish], until, now)
+        (mapping,) = self._want([wish], now)
         self._pump(self._now)
         return mapping.id
 
@@ -199,12 +196,7 @@ class Client(Keeper):
         internal_port: int,
         remote: tuple[str | IPAddress, int],
         now: float,
-        *,
-        external_port: int = 0,
-        external_address: str | IPAddress | None = None,
-        lifetime: int = 7200,
-        until: float | None = None,
-        options: tuple[pcp.Option, ...] = (),
+        **wishes: typing.Unpack[Wishes],
     ) -> MappingId:
         """Learn of, and keep alive, the mapping of one flow from `internal_port` to the `remote` address and port.
 
@@ -220,24 +212,11 @@ class Client(Keeper):
         except (TypeError, ValueError):
             raise LocalProtocolError(f"remote must be an address and a port, not {remote!r}") from None
         peer = Endpoint(to_address(host), port)
-        wish = checked_wish(
-            self._local, protocol, internal_port, peer, external_port, external_address, lifetime, options
-        )
-        (mapping,) = self._want([wish], until, now)
+        (mapping,) = self._want([checked_wish(self._local, protocol, internal_port, remote=peer, **wishes)], now)
         self._pump(self._now)
         return mapping.id
 
-    def map_pair(
-        self,
-        internal_port: int,
-        now: float,
-        *,
-        external_port: int = 0,
-        external_address: str | IPAddress | None = None,
-        lifetime: int = 7200,
-        until: float | None = None,
-        options: tuple[pcp.Option, ...] = (),
-    ) -> tuple[MappingId, MappingId]:
+    def map_pair(self, internal_port: int, now: float, **wishes: typing.Unpack[Wishes]) -> tuple[MappingId, MappingId]:
         """Ask for TCP and UDP of one port, to be kept on one external port, as a unit. The arguments are `map_port`'s.
 
         UDP goes first and TCP asks for the port that UDP got. While they differ, one is deleted and asked for again
@@ -248,11 +227,8 @@ class Client(Keeper):
         Emits: as `map_port`, for each of both; PairSplit.
         Raises: LocalProtocolError, as `map_port`.
         """
-        udp_wish, tcp_wish = (
-            checked_wish(self._local, protocol, internal_port, None, external_port, external_address, lifetime, options)
-            for protocol in (Protocol.UDP, Protocol.TCP)
-        )
-        udp, tcp = self._want([udp_wish, tcp_wish], until, now)
+        both = [checked_wish(self._local, each, internal_port, **wishes) for each in (Protocol.UDP, Protocol.TCP)]
+        udp, tcp = self._want(both, now)
         udp.pair = tcp.pair = Pair(udp, tcp)
         self._pump(self._now)
         return tcp.id, udp.id
@@ -365,7 +341,7 @@ class Client(Keeper):
 
     # --- wishes
 
-    def _want(self, wishes: list[Wish], until: float | None, now: float) -> list[Tracked]:
+    def _want(self, wishes: list[Wish], now: float) -> list[Tracked]:
         """New mappings, once every check has passed."""
         self._require_open()
         for wish in wishes:
@@ -373,14 +349,14 @@ class Client(Keeper):
                 raise LocalProtocolError(f"there is a mapping for {wish.protocol!r} port {wish.internal_port} already")
             others = self._mappings if len(wish.ports) > 1 else self._port_sets
             require_no_overlap(wish, [other.wish for other in others.values()])
-        if until is not None and not now < until < math.inf:
-            raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {until!r}")
+            if wish.until is not None and not now < wish.until < math.inf:
+                raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {wish.until!r}")
         now = self._advance(now)
         tracked = []
         for wish in wishes:
             self._last_id += 1
             wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
-            tracked.append(self._track(Tracked(id=MappingId(self._last_id), wish=wish, until=until)))
+            tracked.append(self._track(Tracked(id=MappingId(self._last_id), wish=wish)))
         return tracked
 
     def _track(self, mapping: Tracked) -> Tracked:
@@ -391,14 +367,14 @@ class Client(Keeper):
             self._wanted[mapping.wish.target] = mapping
         if any(isinstance(option, pcp.PortSet) for option in mapping.wish.options):
             self._port_sets[mapping.id] = mapping
-        if mapping.until is not None:
-            self._timers.set((Timer.DEADLINE, mapping), mapping.until)
+        if mapping.wish.until is not None:
+            self._timers.set((Timer.DEADLINE, mapping), mapping.wish.until)
         self._tasks.append((Purpose.CREATE, mapping))
         return mapping
 
     def _start_errand(self) -> None:
         """Map the discard port for a moment, to learn the external address from the answer."""
-        wish = checked_wish(self._local, Protocol.UDP, _DISCARD_PORT, None, 0, None, _ERRAND_LIFETIME, ())
+        wish = checked_wish(self._local, Protocol.UDP, _DISCARD_PORT, lifetime=_ERRAND_LIFETIME)
         self._last_id += 1
         wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
         self._track(Tracked(id=MappingId(self._last_id), wish=wish, is_errand=True))
@@ -406,21 +382,20 @@ class Client(Keeper):
     def _resume(self, saved: list[snapshots.Saved], last_id: int, elapsed: float, is_here: bool, now: float) -> None:
         """Take up the mappings of a snapshot. `is_here`: at the address where they were granted."""
         for each in saved:
-            external = each.external
             wish = checked_wish(
                 self._local,
                 each.protocol,
                 each.internal_port,
-                each.remote,
-                external.port,
-                external.address,
-                each.lifetime,
-                each.options,
+                remote=each.remote,
+                external_port=each.external.port,
+                external_address=each.external.address,
+                lifetime=each.lifetime,
+                until=None if each.until is None else now + max(0.0, each.until - elapsed),
+                options=each.options,
             )
             if wish.target in self._wanted or each.nonce in self._by_nonce:
                 raise LocalProtocolError(f"a damaged snapshot: mapping {each.id} is there twice")
-            until = None if each.until is None else now + max(0.0, each.until - elapsed)
-            mapping = Tracked(id=MappingId(each.id), wish=attrs.evolve(wish, nonce=each.nonce), until=until)
+            mapping = Tracked(id=MappingId(each.id), wish=attrs.evolve(wish, nonce=each.nonce))
             if is_here and each.remaining is not None and each.remaining > elapsed:
                 mapping.maybe_there = True
                 mapping.dialect = self._speech.dialects.get(each.version) if each.version is not None else None

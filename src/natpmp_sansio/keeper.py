@@ -812,7 +812,7 @@ class Keeper(Machine[TimerKey]):
         assert dialect is not None
         mapping.renew_at = None
         earliest = max(earliest, mapping.no_renewal_before)
-        is_enough = mapping.until is not None and mapping.expires_at >= mapping.until
+        is_enough = mapping.wish.until is not None and mapping.expires_at >= mapping.wish.until
         attempt = mapping.renewals
         while earliest < mapping.expires_at and mapping.renew_at is None and not is_enough:
             attempt += 1
@@ -1098,8 +1098,8 @@ class Keeper(Machine[TimerKey]):
             else:
                 self._released(mapping, confirmed=False)
         else:
-            if mapping.until is not None:
-                left = max(1, math.ceil(mapping.until - now))
+            if mapping.wish.until is not None:
+                left = max(1, math.ceil(mapping.wish.until - now))
                 wish = attrs.evolve(wish, lifetime=min(wish.lifetime, left))
             mapping.maybe_there = True
             if purpose is Purpose.RENEW:

@@ -134,7 +134,6 @@ class Tracked:
 
     id: MappingId
     wish: Wish  # its `external` is what to suggest: the caller's wish at first, then what was granted
-    until: float | None = None
     is_errand: bool = False  # made by the client itself, to learn the external address; not the caller's
     pair: Pair | None = None
     state: MappingState | None = MappingState.REQUESTING  # None: it is over

@@ -83,7 +83,7 @@ def _write_mapping(mapping: Tracked, now: float) -> Plain:
         "lifetime": wish.lifetime,
         "nonce": wish.nonce.hex(),
         "options": encode_options(wish.options).hex(),
-        "until": None if mapping.until is None else mapping.until - now,
+        "until": None if mapping.wish.until is None else mapping.wish.until - now,
         "remaining": mapping.expires_at - now if mapping.is_held else None,
         "version": mapping.dialect.version if mapping.dialect is not None and mapping.is_held else None,
         "twin": pair.twin(mapping).id if pair is not None else None,

@@ -10,8 +10,19 @@ import attrs
 from .errors import LocalProtocolError
 from .wire import pcp
 from .wire.fields import MAX_LIFETIME, Endpoint, IPAddress, Protocol, Value, any_address, to_address, to_protocol
+from .wire.natpmp import DEFAULT_LIFETIME
 
 Target = tuple[typing.Any, ...]
+
+
+class Wishes(typing.TypedDict, total=False):
+    """The keyword arguments of `Client.map_port`, for those who pass them on."""
+
+    external_port: int
+    external_address: str | IPAddress | None
+    lifetime: int
+    until: float | None
+    options: tuple[pcp.Option, ...]
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -19,7 +30,7 @@ class Wish(Value):
     """What a mapping request is about. `external` is what to suggest; its parts may be None and 0.
 
     `remote` is the one peer of an outbound mapping, None for an inbound one; `family` is the IP version outside where
-    it is another than inside.
+    it is another than inside. At `until` (s, on the caller's clock) it is wanted no more.
     """
 
     protocol: Protocol | int
@@ -30,6 +41,7 @@ class Wish(Value):
     options: tuple[pcp.Option, ...] = ()
     remote: Endpoint | None = None
     family: int | None = None
+    until: float | None = None
 
     @property
     def target(self) -> Target:
@@ -71,11 +83,13 @@ def checked_wish(
     local: IPAddress,
     protocol: Protocol | int,
     internal_port: int,
-    remote: Endpoint | None,
-    external_port: int,
-    external_address: str | IPAddress | None,
-    lifetime: int,
-    options: tuple[pcp.Option, ...],
+    *,
+    remote: Endpoint | None = None,
+    external_port: int = 0,
+    external_address: str | IPAddress | None = None,
+    lifetime: int = DEFAULT_LIFETIME,
+    until: float | None = None,
+    options: tuple[pcp.Option, ...] = (),
 ) -> Wish:
     """A wish from what a caller said.
 
@@ -105,6 +119,7 @@ def checked_wish(
         options=request.options,
         remote=remote,
         family=None if suggested.version == local.version else suggested.version,
+        until=until,
     )
 
 

@@ -13,7 +13,7 @@ import time
 import typing
 from collections.abc import Iterator
 
-from ..client import Client, Wishes
+from ..client import Client
 from ..config import Config
 from ..core import Core, HostCore
 from ..errors import LocalProtocolError
@@ -21,6 +21,7 @@ from ..events import Address, AnnouncementsUnavailable, Event, MappingError, Map
 from ..gateway import Gateway
 from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
+from ..wishes import Wishes
 from . import _sockets
 from ._driver import Driver, Unclaimed, datagrams_log
 from .discovery import default_gateways
