@@ -21,7 +21,7 @@ from .lifecycle import Exchange, Mapping, MappingState, Pair, Purpose, Timer, Tr
 from .speech import Speech
 from .stats import Rejected, Stats
 from .wire import pcp
-from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, to_address
+from .wire.fields import Endpoint, IPAddress, Protocol, Value, to_address
 from .wishes import Wish, Wishes, checked_wish, require_no_overlap
 
 
@@ -73,7 +73,7 @@ class Client(Keeper):
         if not isinstance(elapsed, int | float) or not 0 <= elapsed < math.inf:
             raise LocalProtocolError(f"elapsed must be a number of seconds, not {elapsed!r}")
         client = cls(gateways, local_address=local_address or local, config=config, rng=rng)
-        client._resume(saved, last_id, float(elapsed), client._local == to_address(local), client._advance(now))
+        client._resume(saved, last_id, float(elapsed), to_address(local), client._advance(now))
         return client
 
     # --- what there is
@@ -239,7 +239,7 @@ class Client(Keeper):
         Emits: MappingReleased, in bounded time.
         RFC: 6886 section 3.4, 6887 section 15.1.
         """
-        found = self._mappings.get(mapping)
+        found = self._mappings.get(mapping) if isinstance(mapping, int) else None
         now = self._advance(now)
         if found is None or found.state is MappingState.RELEASING:
             return False
@@ -322,7 +322,7 @@ class Client(Keeper):
         Whatever was learnt of the gateway is doubted: every mapping is asked for at once, and what was refused before
         too. At another gateway, or with another `local_address`, mappings are new: each is held for 30 s more, to be
         moved. What is left behind is deleted where the old gateway may still hear it, with one datagram each, which
-        comes out before all else: if `bind_address` is another afterwards, send those from the old socket.
+        comes out before the new requests: if `bind_address` is another afterwards, send those from the old socket.
 
         Emits: MappingRenewed or MappingChanged for what is confirmed or has moved, MappingLost for what has not.
         Raises: LocalProtocolError, before anything has changed: an address is none.
@@ -349,7 +349,7 @@ class Client(Keeper):
                 raise LocalProtocolError(f"there is a mapping for {wish.protocol!r} port {wish.internal_port} already")
             others = self._mappings if len(wish.ports) > 1 else self._port_sets
             require_no_overlap(wish, [other.wish for other in others.values()])
-            if wish.until is not None and not now < wish.until < math.inf:
+            if wish.until is not None and not max(self._checked(now), self._now) < wish.until < math.inf:
                 raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {wish.until!r}")
         now = self._advance(now)
         tracked = []
@@ -379,8 +379,9 @@ class Client(Keeper):
         wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
         self._track(Tracked(id=MappingId(self._last_id), wish=wish, is_errand=True))
 
-    def _resume(self, saved: list[snapshots.Saved], last_id: int, elapsed: float, is_here: bool, now: float) -> None:
-        """Take up the mappings of a snapshot. `is_here`: at the address where they were granted."""
+    def _resume(self, saved: list[snapshots.Saved], last_id: int, elapsed: float, local: IPAddress, now: float) -> None:
+        """Take up the mappings of a snapshot, which were granted to `local`."""
+        is_here = local == self._local
         for each in saved:
             wish = checked_wish(
                 self._local,
@@ -393,9 +394,12 @@ class Client(Keeper):
                 until=None if each.until is None else now + max(0.0, each.until - elapsed),
                 options=each.options,
             )
+            wish = attrs.evolve(wish, nonce=each.nonce, family=each.family)
+            if not is_here:
+                wish = wish.elsewhere(local.version == self._local.version)
+            mapping = Tracked(id=MappingId(each.id), wish=wish)
             if wish.target in self._wanted or each.nonce in self._by_nonce:
                 raise LocalProtocolError(f"a damaged snapshot: mapping {each.id} is there twice")
-            mapping = Tracked(id=MappingId(each.id), wish=attrs.evolve(wish, nonce=each.nonce))
             if is_here and each.remaining is not None and each.remaining > elapsed:
                 mapping.maybe_there = True
                 mapping.dialect = self._speech.dialects.get(each.version) if each.version is not None else None
@@ -435,23 +439,20 @@ class Client(Keeper):
         self._at, self._tried = 0, 1
         self._speech = speech
         self._external_address, self._prefixes = None, ()
+        self._unreachable = False
         self._address_at = -math.inf
 
     def _take_along(self, mapping: Tracked, local: IPAddress, nonce: bytes, now: float) -> None:
         """Ask for it from the new place. The nonce is another: each server has its own (RFC 6887 section 11.2), and the
         delete at the old place may still be answered."""
-        suggested = mapping.wish.external
-        if local.version != self._local.version:
-            suggested = Endpoint(None, suggested.port)
-        elif suggested.address is not None:
-            suggested = Endpoint(any_address(suggested.address), suggested.port)
-        family = mapping.wish.family if local.version == self._local.version else None
         self._by_nonce.pop(mapping.wish.nonce, None)
-        mapping.wish = attrs.evolve(mapping.wish, external=suggested, family=family, nonce=nonce)
+        mapping.wish = attrs.evolve(mapping.wish.elsewhere(local.version == self._local.version), nonce=nonce)
         self._by_nonce[nonce] = mapping
         mapping.dialect, mapping.maybe_there = None, False
         if mapping.is_held:
-            mapping.renew_at = None
+            self._cancel_lease(mapping)
+            mapping.follows_gateway = mapping.is_renewal_open = False
+            mapping.hold_until = mapping.no_renewal_before = -math.inf
             mapping.expires_at = min(mapping.expires_at, now + _MOVE_GRACE)
             self._arm(mapping)
 
@@ -482,8 +483,7 @@ class Client(Keeper):
                 case MappingState.RELEASING:
                     self._tasks.append((Purpose.DELETE, mapping))
                 case MappingState.HELD:
-                    purpose = Purpose.CONFIRM if mapping.dialect is not None else Purpose.RECOVER
-                    self._tasks.append((purpose, mapping))
+                    self._tasks.append((Purpose.CONFIRM, mapping))
                 case MappingState.REFUSED:
                     self._retry(mapping)
                 case _:

@@ -50,7 +50,8 @@ class Config(Value):
     delete_attempts: how often an unanswered delete is sent.
     min_hold, max_hold: the bounds of the wait after a refusal or silence, whatever the gateway asks for.
     max_lifetime: the longest lease that is believed.
-    recovery_interval: the shortest time between two recoveries of one gateway, however often it seems to restart.
+    recovery_interval: the shortest time between two recoveries of one gateway, however often it seems to restart or to
+        come back. What meets with silence then is tried again after min_hold.
     any_internal_port: internal port 0 asks for any port, the same inside and outside, as some VPNs understand it. It
         is no part of NAT-PMP, so it goes with `versions=(0,)` alone; in PCP port 0 means all ports.
     """

@@ -152,13 +152,22 @@ class Machine(typing.Generic[K]):
         Raises:
             LocalProtocolError: it is no finite number.
         """
-        if not isinstance(now, int | float) or not math.isfinite(now):
-            raise LocalProtocolError(f"now must be a finite number of seconds, not {now!r}")
+        now = self._checked(now)
         if now < self._now:
             self._backwards += 1
         else:
-            self._now = float(now)
+            self._now = now
         return self._now
+
+    @staticmethod
+    def _checked(now: float) -> float:
+        try:
+            checked = float(now) if isinstance(now, int | float) else math.nan
+        except OverflowError:
+            checked = math.inf
+        if not math.isfinite(checked):
+            raise LocalProtocolError(f"now must be a finite number of seconds, not {now!r}")
+        return checked
 
     def _emit(self, event: Event) -> None:
         self._queue.append((event, None))

@@ -56,7 +56,7 @@ from .events import (
     VersionNegotiated,
 )
 from .lifecycle import ASKING, DELETING, Exchange, Input, MappingState, Pair, Purpose, Timer, Tracked
-from .retransmission import recovery_delay
+from .retransmission import MIN_RENEWAL_GAP, recovery_delay
 from .speech import Speech
 from .stats import Oddity, Rejected
 from .wire import Message, is_response, pcp
@@ -119,6 +119,7 @@ class Keeper(Machine[TimerKey]):
         self._last_recovery = -math.inf  # from a certain loss; from a doubtful one:
         self._last_confirmation = -math.inf
         self._last_announcement = -math.inf
+        self._last_comeback = -math.inf
         self._closing = False
         self._closed = False
         self._rejected: Counter[Rejected] = Counter()
@@ -224,15 +225,7 @@ class Keeper(Machine[TimerKey]):
         if question.attempts > 1:
             self._last_announcement = now  # what comes twice looks like an announcement
         if question.purpose is Purpose.DIAGNOSE:
-            self._found(
-                Finding(
-                    version=dialect.version,
-                    reason=outcome.reason,
-                    result_code=outcome.result_code,
-                    epoch=outcome.epoch,
-                    round_trip=now - question.sent_at,
-                )
-            )
+            self._found(question, outcome.reason, outcome.result_code, outcome.epoch, now)
             return
         self._adopt(dialect, now)
         if dialect.tells_address:
@@ -289,7 +282,9 @@ class Keeper(Machine[TimerKey]):
         """What an answer that is about this mapping, and from the gateway, says."""
         if answer.reason is Reason.OTHER:
             self._tolerated[Oddity.UNKNOWN_RESULT] += 1
-        if is_deleting or mapping.state is MappingState.RELEASING:
+        if mapping.state is MappingState.RELEASING and not is_deleting and not answer.is_deletion:
+            self._rejected[Rejected.OLD] += 1  # to a request before the delete, which is still to come
+        elif is_deleting or mapping.state is MappingState.RELEASING:
             self._on_delete_answer(dialect, mapping, answer, now)
         elif answer.reason is not None:
             self._on_refusal(mapping, answer.reason, answer, now)
@@ -335,7 +330,8 @@ class Keeper(Machine[TimerKey]):
         mapping.follows_gateway = answer.external_address is None
         if answer.external_address is not None:
             mapping.assign(answer.external)
-            self._learn_address(answer.external_address, now)
+            if mapping.wish.family is None:
+                self._learn_address(answer.external_address, now)
             if mapping.is_errand:
                 self._release(mapping, None)
                 return
@@ -389,15 +385,15 @@ class Keeper(Machine[TimerKey]):
             self._tasks.appendleft((Purpose.CREATE, mapping))
             return
         self._end(exchange)
-        mapping.useless = min(mapping.useless + (reason is Reason.UNUSABLE_GRANT), 16)
+        mapping.useless += reason is Reason.UNUSABLE_GRANT
         # A success says nothing about how long it is no use to ask again: ever longer, as after silence.
-        hold = self._bounded(answer.hold if code else self._config.min_hold * 2.0 ** max(mapping.useless - 1, 0))
+        hold = self._bounded(answer.hold) if code else self._growing_hold(mapping.useless - 1)
         if answer.server_wide:  # RFC 6887 section 11.4
             self._hold_new_until = now + hold
             self._wake_after_hold(now)
         asked_to_renew = mapping.is_renewal_open if exchange is None else purpose in (Purpose.RENEW, Purpose.CONFIRM)
-        is_gone = reason is Reason.DELETED or mapping.generation < self._lost_generation
-        if mapping.is_held and asked_to_renew and not is_gone:
+        is_lost = mapping.generation < self._lost_generation or mapping.dialect is None or reason is Reason.DELETED
+        if mapping.is_held and asked_to_renew and not is_lost:
             # The lease stands; the same request is not sent again within the error's lifetime (RFC 6887 section 8.3).
             mapping.hold_until, mapping.is_renewal_open = now + hold, False
             mapping.generation = self._generation
@@ -476,8 +472,7 @@ class Keeper(Machine[TimerKey]):
         probes = [each for each in affected or self._exchanges if each.purpose is Purpose.DIAGNOSE]
         for probe in probes:
             self._end(probe)
-            trip, why = now - probe.sent_at, Reason.UNSUPPORTED_VERSION
-            self._found(Finding(version=probe.dialect.version, reason=why, result_code=1, round_trip=trip))
+            self._found(probe, Reason.UNSUPPORTED_VERSION, 1, None, now)
         affected = [exchange for exchange in affected if exchange in self._exchanges]
         if offered is not None and affected and error.offered not in self._speech.refused_versions:
             self._speech.refused_versions.update(exchange.dialect.version for exchange in affected)
@@ -535,9 +530,11 @@ class Keeper(Machine[TimerKey]):
             return
         self._unreachable = False
         self._emit(GatewayRecovered(gateway=self.gateway))
+        # Anybody may forge a sign of life: what it starts is paced.
+        self._last_comeback = max(self._now, self._last_comeback + self._config.recovery_interval)
         for mapping in self._mappings.values():
             if mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
-                self._retry_later(mapping, self._now)
+                self._retry_later(mapping, min(self._last_comeback, mapping.retry_at or self._now))
             elif mapping.is_held and mapping.exchange is None and mapping.is_renewal_open:
                 self._schedule_renewal(mapping, self._now)  # it was put off
 
@@ -720,13 +717,14 @@ class Keeper(Machine[TimerKey]):
 
     def _on_unanswered(self, exchange: Exchange, now: float) -> None:
         mapping = exchange.mapping
+        if exchange.purpose in (Purpose.PROBE, Purpose.CREATE):
+            self._on_address_failed(Reason.NO_ANSWER, now)  # which ends it, or takes it along to the next address
+            return
         self._end(exchange)
         if exchange.purpose is Purpose.DIAGNOSE:
-            self._found(Finding(version=exchange.dialect.version, reason=Reason.NO_ANSWER))
-        elif exchange.purpose is Purpose.ADDRESS:
+            self._found(exchange, Reason.NO_ANSWER, None, None, now)
+        elif mapping is None:
             self._tell_waiting_grants()
-        elif mapping is None or (mapping.state is MappingState.REQUESTING and exchange.purpose is not Purpose.VACATE):
-            self._on_address_failed(Reason.NO_ANSWER, now)
         elif exchange.purpose is Purpose.DELETE:  # whoever closes does not wait for each of many to meet with silence
             for each in list(self._mappings.values()) if self._closing else [mapping]:
                 self._released(each, confirmed=False)
@@ -759,11 +757,11 @@ class Keeper(Machine[TimerKey]):
             self._on_fallback(now)
             return
         self._lose_contact(Reason.NO_ANSWER)
-        waiting = [mapping]
-        if mapping.pair is not None and mapping.pair.tcp.state is MappingState.REQUESTING:
-            waiting.append(mapping.pair.twin(mapping))
-        for each in waiting:
-            self._report(MappingRefused, each, reason=Reason.NO_ANSWER, result_code=None, retry_at=now + exchange.wait)
+        for each in [mapping] if mapping.pair is None else [mapping, mapping.pair.twin(mapping)]:
+            if each.state is MappingState.REQUESTING:
+                self._report_missing(each, Reason.NO_ANSWER, None, now + exchange.wait)
+            else:
+                self._tell(each)
 
     def _on_mapping_timer(self, reason: Timer, mapping: Tracked, now: float) -> None:
         match reason:
@@ -785,11 +783,15 @@ class Keeper(Machine[TimerKey]):
     def _is_led(self, mapping: Tracked, now: float) -> bool:
         """Whether UDP of the pair is renewed instead of TCP, which follows."""
         pair = mapping.pair
-        is_leader = pair is None or mapping is pair.udp or pair.is_following
-        return not is_leader and pair is not None and self._renew_now(pair.udp, now, is_put_off=False)
+        if pair is None or mapping is pair.udp or pair.is_following:
+            return False
+        return self._renew_now(pair.udp, now, is_put_off=False)
 
     def _on_recover(self, now: float) -> None:
         """Ask for everything again that was granted before the gateway lost its state (RFC 6887 section 14.1.3)."""
+        if now < self._hold_all_until:  # nothing may be asked (RFC 6887 section 11.4)
+            self._timers.set((Timer.RECOVER, None), self._hold_all_until)
+            return
         has_lost = self._is_restart_told
         self._is_restart_told = False
         if has_lost:
@@ -799,8 +801,7 @@ class Keeper(Machine[TimerKey]):
         for mapping in self._mappings.values():
             if mapping.is_held and mapping.generation < self._generation:
                 self._end(mapping.exchange)
-                is_lost = mapping.generation < self._lost_generation or mapping.dialect is None
-                self._tasks.append((Purpose.RECOVER if is_lost else Purpose.CONFIRM, mapping))
+                self._tasks.append((Purpose.CONFIRM, mapping))
             elif has_lost and mapping.state is MappingState.REFUSED:
                 self._retry_later(mapping, now)
             if has_lost and mapping.pair is not None:
@@ -828,9 +829,10 @@ class Keeper(Machine[TimerKey]):
         at = max(now, mapping.hold_until, mapping.no_renewal_before)
         if at >= mapping.expires_at or (at > now and not is_put_off):
             return False
-        mapping.renew_at = at if at > now else None
+        mapping.renew_at, mapping.next_renewal = at if at > now else None, mapping.renewals
         self._arm(mapping)
-        if at == now:
+        if at == now and not mapping.is_renewal_queued:
+            mapping.is_renewal_queued = True
             self._tasks.append((Purpose.RENEW, mapping))
         return True
 
@@ -853,10 +855,8 @@ class Keeper(Machine[TimerKey]):
 
     def _give_up(self, reason: Reason, now: float) -> None:
         """The gateway does not answer at all: end what is under way, and try again after a growing wait."""
-        hold = min(self._config.min_hold * 2.0**self._failures, self._config.max_hold)
-        if len(self._addresses) > 1:
-            hold = _ALL_ADDRESSES_HOLD
-        self._failures = min(self._failures + 1, 16)
+        hold = self._growing_hold(self._failures) if len(self._addresses) == 1 else _ALL_ADDRESSES_HOLD
+        self._failures += 1
         self._tried = 1
         self._at = (self._at + 1) % len(self._addresses)
         self._silent_reason, self._silent_until = reason, now + hold
@@ -871,7 +871,7 @@ class Keeper(Machine[TimerKey]):
             mapping = exchange.mapping
             if mapping is None:
                 if exchange.purpose is Purpose.DIAGNOSE:
-                    self._found(Finding(version=exchange.dialect.version, reason=reason))
+                    self._found(exchange, reason, None, None, now)
             elif mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
             elif mapping.is_held:
@@ -880,9 +880,14 @@ class Keeper(Machine[TimerKey]):
         for mapping in list(self._mappings.values()):
             if mapping.state is MappingState.REQUESTING:
                 self._refuse(mapping, reason, code, retry_at)
+                self._keep_pair(mapping, None, now)
             elif mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
                 self._retry_later(mapping, retry_at)
         self._tasks = deque(task for task in self._tasks if task[1].state is not MappingState.REFUSED)
+
+    def _growing_hold(self, failures: int) -> float:
+        """How long to wait after so many failures before, where nobody says how long."""
+        return min(self._config.min_hold * 2.0 ** min(max(failures, 0), 16), self._config.max_hold)
 
     def _bounded(self, hold: float) -> float:
         """An error's lifetime as far as it is believed (RFC 6887 section 8.3): some gateways send 0."""
@@ -910,22 +915,27 @@ class Keeper(Machine[TimerKey]):
         self._move(mapping, Input.REFUSE)
         mapping.refused_by_silence = code is None
         mapping.maybe_there = mapping.maybe_there and not code  # a grant of no use is one
-        told = MappingRefused if mapping.told is None else MappingLost
-        mapping.told = None
         self._retry_later(mapping, retry_at)
-        self._report(told, mapping, reason=reason, result_code=code, retry_at=retry_at)
+        self._report_missing(mapping, reason, code, retry_at)
         self._wake_put_off()
 
     def _lose(self, mapping: Tracked, reason: Reason, code: int | None, retry_at: float) -> None:
         self._end(mapping.exchange)
         self._move(mapping, Input.LOSE)
         mapping.refused_by_silence = mapping.maybe_there = mapping.is_news = False
-        mapping.told = mapping.external = mapping.dialect = None
+        mapping.external = mapping.dialect = None
         self._cancel_lease(mapping)
         if not self._speech.has_leases:
             self._speech.current = None  # nothing proves any more which version it speaks
-        self._report(MappingLost, mapping, reason=reason, result_code=code, retry_at=retry_at)
+        self._report_missing(mapping, reason, code, retry_at)
         self._retry_later(mapping, retry_at)
+        self._wake_put_off()
+
+    def _report_missing(self, mapping: Tracked, reason: Reason, code: int | None, retry_at: float) -> None:
+        """Lost is only what was told as granted."""
+        told, mapping.told = mapping.told, None
+        kind = MappingRefused if told is None else MappingLost
+        self._report(kind, mapping, reason=reason, result_code=code, retry_at=retry_at)
 
     def _cancel_lease(self, mapping: Tracked) -> None:
         mapping.renew_at = None
@@ -1009,23 +1019,26 @@ class Keeper(Machine[TimerKey]):
 
     def _pump(self, now: float) -> None:
         """Start what waits, in order, as far as the dialect lets requests be under way."""
+        self._speech.expire(now)
         self._end_idle_questions()
         self._ask_questions(now)
         while self._tasks and (now >= self._hold_all_until or self._closing):
-            purpose, mapping = self._tasks[0]
-            if not mapping.has_use_for(purpose, self._generation):
-                self._tasks.popleft()
-            elif self._has_to_wait(purpose, mapping, now):
-                self._put_off.append(self._tasks.popleft())
-            else:
-                dialect = self._dialect_for(purpose, mapping, now)
-                if not self._has_room(dialect):
-                    break
-                self._tasks.popleft()
-                self._start_task(purpose, mapping, dialect, now)
+            purpose, mapping = task = self._tasks.popleft()
+            if purpose is Purpose.RENEW:
+                mapping.is_renewal_queued = False
+            if not mapping.has_use_for(purpose, self._generation, now):
+                continue
+            if self._has_to_wait(purpose, mapping, now):
+                self._put_off.append(task)
+                continue
+            dialect = self._dialect_for(purpose, mapping)
+            if not self._make_room(dialect):
+                self._tasks.appendleft(task)
+                break
+            self._start_task(purpose, mapping, dialect, now)
         if self._closing and not self._mappings and not self._closed:
-            self._timers.clear()
             self._closed = True
+            self._timers.clear()
             self._emit(Closed(gateway=self.gateway))
 
     def _end_idle_questions(self) -> None:
@@ -1042,7 +1055,7 @@ class Keeper(Machine[TimerKey]):
     def _ask_questions(self, now: float) -> None:
         """Start what is about no mapping, as far as there is room for it."""
         waiting = self._diagnosis.waiting if self._diagnosis else []
-        for dialect in [each for each in waiting if self._has_room(each)]:
+        for dialect in [each for each in waiting if self._make_room(each)]:
             waiting.remove(dialect)
             self._start(Purpose.DIAGNOSE, None, dialect, dialect.probe_request(), now)
         teller = self._speech.address_teller if self._address_wanted and not self._closing else None
@@ -1070,14 +1083,25 @@ class Keeper(Machine[TimerKey]):
         self._tasks.extendleft(reversed(self._put_off))
         self._put_off.clear()
 
-    def _dialect_for(self, purpose: Purpose, mapping: Tracked, now: float) -> Dialect:
+    def _dialect_for(self, purpose: Purpose, mapping: Tracked) -> Dialect:
         if purpose in DELETING and mapping.dialect is not None:
             return mapping.dialect
-        return self._speech.for_wish(mapping.wish, now)
+        return self._speech.for_wish(mapping.wish)
 
     def _has_room(self, dialect: Dialect) -> bool:
         under_way = sum(exchange.dialect is dialect for exchange in self._exchanges)
         return under_way < (1 if dialect.serial else self._config.window)
+
+    def _make_room(self, dialect: Dialect) -> bool:
+        """Whether there is room; what is sent for ever and meets with silence gives its place up, and comes last."""
+        if self._has_room(dialect):
+            return True
+        creating = [each for each in self._exchanges if each.dialect is dialect and each.purpose is Purpose.CREATE]
+        tired = next((each for each in creating if each.attempts > dialect.patience), None)
+        if tired is not None and tired.mapping is not None:
+            self._end(tired)
+            self._tasks.append((tired.purpose, tired.mapping))
+        return self._has_room(dialect)
 
     def _start_task(self, purpose: Purpose, mapping: Tracked, dialect: Dialect, now: float) -> None:
         wish = mapping.wish
@@ -1104,8 +1128,7 @@ class Keeper(Machine[TimerKey]):
             mapping.maybe_there = True
             if purpose is Purpose.RENEW:
                 mapping.renewals = mapping.next_renewal
-                # The gap of the dialect in which it is asked, not of that in which it was granted.
-                mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
+                mapping.is_renewal_open, mapping.no_renewal_before = True, now + MIN_RENEWAL_GAP
                 wish = attrs.evolve(mapping.granted, lifetime=wish.lifetime)
             self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
 
@@ -1113,10 +1136,9 @@ class Keeper(Machine[TimerKey]):
         limits = {
             Purpose.RENEW: dialect.renewal_attempts,
             Purpose.CONFIRM: dialect.patience,  # then anew, before the waits grow as long as the lease
-            Purpose.RECOVER: dialect.patience,
             Purpose.DELETE: self._config.delete_attempts if mapping and mapping.dialect is not None else 1,
             Purpose.VACATE: self._config.delete_attempts,
-            Purpose.ADDRESS: _ADDRESS_ATTEMPTS,
+            Purpose.ADDRESS: dialect.probe_attempts,
             Purpose.DIAGNOSE: dialect.probe_attempts,
         }
         limit = limits.get(purpose, dialect.attempts)
@@ -1153,10 +1175,11 @@ class Keeper(Machine[TimerKey]):
             if mapping.pair is not None:
                 self._wake_put_off()
 
-    def _found(self, finding: Finding) -> None:
-        """One more answer to `probe`."""
+    def _found(self, probe: Exchange, reason: Reason | None, code: int | None, epoch: int | None, now: float) -> None:
+        """One more finding for `Client.probe`; a result code of None: nobody has answered."""
         assert self._diagnosis is not None  # its questions end with it
-        self._diagnosis.add(finding)
+        version, trip = probe.dialect.version, None if code is None else now - probe.sent_at
+        self._diagnosis.add(Finding(version=version, reason=reason, result_code=code, epoch=epoch, round_trip=trip))
         if self._diagnosis.is_complete:
             completed = self._diagnosis.verdict(self.gateway, self._external_address)
             self._diagnosis = None
@@ -1165,7 +1188,6 @@ class Keeper(Machine[TimerKey]):
 
 _HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL, Reason.THIRD_PARTY_ID})
 _ADDRESS_FRESH = 60.0  # s for which a NAT-PMP gateway is not asked for its address again
-_ADDRESS_ATTEMPTS = 4  # before the question for the address makes room for other requests
 _ADDRESS_WAIT = 2.0  # s for which a NAT-PMP grant waits for the external address before it is told without
 _FALLBACK_RETRY = 1.0  # s until the other dialect is tried again that had no room
 _BURST = 75.0  # s within which announcements are copies of one: the longest gap is 64 s (RFC 6886 section 3.2.1)

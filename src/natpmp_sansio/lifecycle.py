@@ -1,7 +1,7 @@
 """The life of a client's mapping: its states and the one table of how they follow each other, what the caller may see
 of it, and what the client remembers of it and of the request that is under way for it.
 
-Nothing here decides anything; `client.py` does. `python docs/draw_lifecycle.py` draws the table.
+Nothing here decides anything; `keeper.py` does. `python docs/draw_lifecycle.py` draws the table.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ TRANSITIONS: typing.Final[dict[tuple[MappingState, Input], MappingState | None]]
     (MappingState.HELD, Input.LOSE): MappingState.REFUSED,
     (MappingState.HELD, Input.MOVE): MappingState.REQUESTING,
     (MappingState.HELD, Input.RELEASE): MappingState.RELEASING,
+    (MappingState.HELD, Input.END): None,  # it was held elsewhere, and the gateway here cannot have it
     (MappingState.REFUSED, Input.GRANT): MappingState.HELD,  # the gateway changed its mind unasked
     (MappingState.REFUSED, Input.RETRY): MappingState.REQUESTING,
     (MappingState.REFUSED, Input.RELEASE): MappingState.RELEASING,
@@ -99,8 +100,7 @@ class Purpose(enum.Enum):
 
     CREATE = enum.auto()
     RENEW = enum.auto()
-    CONFIRM = enum.auto()  # a renewal out of turn: the gateway may have lost it
-    RECOVER = enum.auto()  # the gateway has lost it
+    CONFIRM = enum.auto()  # a request for what is held: the gateway has, or may have, lost it
     VACATE = enum.auto()  # a delete that another request for the same mapping follows
     DELETE = enum.auto()
     ADDRESS = enum.auto()  # which is the external address?
@@ -108,7 +108,7 @@ class Purpose(enum.Enum):
     DIAGNOSE = enum.auto()  # the same, because the caller wants to know
 
 
-ASKING = frozenset({Purpose.CREATE, Purpose.RENEW, Purpose.CONFIRM, Purpose.RECOVER})
+ASKING = frozenset({Purpose.CREATE, Purpose.RENEW, Purpose.CONFIRM})
 """The purposes of a mapping that is still wanted."""
 DELETING = frozenset({Purpose.VACATE, Purpose.DELETE})
 
@@ -153,6 +153,7 @@ class Tracked:
     renewals: int = 0  # how many times it should have been renewed when it was last tried
     next_renewal: int = 0
     no_renewal_before: float = -math.inf
+    is_renewal_queued: bool = False
     is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
     retry_at: float | None = None
     hold_until: float = -math.inf
@@ -171,7 +172,7 @@ class Tracked:
             return self.wish
         return attrs.evolve(self.wish, external=self.external)
 
-    def has_use_for(self, purpose: Purpose, generation: int) -> bool:
+    def has_use_for(self, purpose: Purpose, generation: int, now: float) -> bool:
         """Whether a queued task is still to be done; `generation` counts the gateway's losses of state."""
         if self.exchange is not None:
             return False
@@ -179,8 +180,8 @@ class Tracked:
             case Purpose.CREATE | Purpose.VACATE:
                 return self.state is MappingState.REQUESTING
             case Purpose.RENEW:
-                return self.is_held and self.renew_at is None
-            case Purpose.CONFIRM | Purpose.RECOVER:
+                return self.is_held and self.renew_at is None and now < self.expires_at
+            case Purpose.CONFIRM:
                 return self.is_held and self.generation < generation
             case _:
                 return self.state is MappingState.RELEASING

@@ -37,6 +37,7 @@ class Saved(Value):
     remaining: float | None
     version: int | None
     twin: int | None
+    family: int | None
 
 
 def write(gateways: tuple[Address, ...], local: IPAddress, mappings: list[Tracked], last_id: int, now: float) -> Plain:
@@ -62,12 +63,13 @@ def read(snapshot: object) -> tuple[list[Address], str, int, list[Saved]]:
         gateways = [typing.cast("Address", tuple(address)) for address in snapshot["gateways"]]
         mappings = [_read_mapping(mapping) for mapping in snapshot["mappings"]]
         local, last_id = str(snapshot["local_address"]), _number(snapshot["last_id"], int)
-    except (LookupError, TypeError, ValueError, AttributeError, NatPmpError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, NatPmpError) as error:
         raise LocalProtocolError(f"a damaged snapshot: {error!r}") from None
     ids = [mapping.id for mapping in mappings]
     if len(set(ids)) < len(ids) or not all(0 < each <= last_id for each in ids):
         raise LocalProtocolError("a damaged snapshot: its mappings are not numbered one by one")
-    if any(mapping.twin is not None and mapping.twin not in ids for mapping in mappings):
+    twins = {mapping.id: mapping.twin for mapping in mappings}
+    if any(twin is not None and (twin == each or twins.get(twin) != each) for each, twin in twins.items()):
         raise LocalProtocolError("a damaged snapshot: one of a pair is missing")
     return gateways, local, last_id, mappings
 
@@ -86,6 +88,7 @@ def _write_mapping(mapping: Tracked, now: float) -> Plain:
         "until": None if mapping.wish.until is None else mapping.wish.until - now,
         "remaining": mapping.expires_at - now if mapping.is_held else None,
         "version": mapping.dialect.version if mapping.dialect is not None and mapping.is_held else None,
+        "family": wish.family,
         "twin": pair.twin(mapping).id if pair is not None else None,
     }
 
@@ -94,14 +97,14 @@ def _read_mapping(saved: Plain) -> Saved:
     nonce = bytes.fromhex(saved["nonce"])
     if len(nonce) != 12:
         raise ValueError(f"a nonce of {len(nonce)} octets")
-    external = _read_endpoint(saved["external"])
-    if external is None:
-        raise ValueError("a mapping without an endpoint to suggest")
+    external, remote = _read_endpoint(saved["external"]), _read_endpoint(saved["remote"])
+    if external is None or (remote is not None and remote.address is None):
+        raise ValueError("a mapping without an endpoint")
     return Saved(
         id=_number(saved["id"], int),
         protocol=_number(saved["protocol"], int),
         internal_port=_number(saved["internal_port"], int),
-        remote=_read_endpoint(saved["remote"]),
+        remote=remote,
         external=external,
         lifetime=_number(saved["lifetime"], int),
         nonce=nonce,
@@ -110,6 +113,7 @@ def _read_mapping(saved: Plain) -> Saved:
         remaining=None if saved["remaining"] is None else _number(saved["remaining"], float),
         version=None if saved["version"] is None else _number(saved["version"], int),
         twin=None if saved["twin"] is None else _number(saved["twin"], int),
+        family=None if saved["family"] is None else _number(saved["family"], int),
     )
 
 

@@ -32,14 +32,18 @@ class Speech:
         self._epochs = {version: dialect.new_epoch() for version, dialect in self.dialects.items()}
         self._leases: Counter[int] = Counter()  # how many mappings are held, by version
 
-    def for_wish(self, wish: Wish, now: float) -> Dialect:
-        """The dialect for the next request. A lesser one is soon forgotten again (RFC 6886 section 1.1)."""
-        if self.current is None or now >= self._current_until:
-            self.current = None
+    def for_wish(self, wish: Wish) -> Dialect:
+        """The dialect for the next request."""
+        if self.current is None:
             return self.preferred
         if not self.is_certain and not self.current.supports(wish):
             return self.preferred  # it was silent, which proves nothing; what needs PCP is worth a wait
         return self.current
+
+    def expire(self, now: float) -> None:
+        """A lesser dialect is soon forgotten again (RFC 6886 section 1.1)."""
+        if now >= self._current_until:
+            self.current = None
 
     def adopt(self, dialect: Dialect, now: float) -> None:
         """The gateway speaks this."""

@@ -72,6 +72,12 @@ class Wish(Value):
         is_free = address is None or address == any_address(address)
         return external.port == self.external.port and (is_free or external.address == address)
 
+    def elsewhere(self, is_same_family: bool) -> Wish:
+        """What to ask for at another gateway, or from another address, perhaps of another family."""
+        address = self.external.address if is_same_family else None
+        external = Endpoint(None if address is None else any_address(address), self.external.port)
+        return attrs.evolve(self, external=external, family=self.family if is_same_family else None)
+
     @property
     def ports(self) -> range:
         """The internal ports that it is about, of a port set all (RFC 7753)."""
@@ -99,13 +105,15 @@ def checked_wish(
     address = None if external_address is None else to_address(external_address)
     suggested = any_address(local) if address is None else address
     head = (local, bytes(12), protocol, internal_port)
-    tail = (external_port, suggested, lifetime, tuple(options))
+    tail = (external_port, suggested, lifetime, options)
     request: pcp.MapRequest | pcp.PeerRequest
     if remote is None:
         request = pcp.MapRequest(*head, *tail)
     else:
         assert remote.address is not None
         request = pcp.PeerRequest(*head, remote.port, remote.address, *tail)
+    if until is not None and not isinstance(until, int | float):
+        raise LocalProtocolError(f"until must be a number of seconds, not {until!r}")
     if lifetime == 0:
         raise LocalProtocolError(f"lifetime must be from 1 to {MAX_LIFETIME} s; to delete a mapping, unmap it")
     if (internal_port or external_port) and request.protocol not in _WITH_PORTS:
