@@ -15,14 +15,14 @@ from .config import Config
 from .core import checked_addresses, peers_of
 from .diagnosis import Diagnosis
 from .errors import LocalProtocolError
-from .events import Address, MappingId, Reason
+from .events import Address, MappingFailed, MappingId, Reason
 from .keeper import Keeper
 from .lifecycle import Exchange, Mapping, MappingState, Pair, Purpose, Timer, Tracked
 from .speech import Speech
 from .stats import Rejected, Stats
 from .wire import pcp
 from .wire.fields import Endpoint, IPAddress, Protocol, Value, to_address
-from .wishes import Wish, Wishes, checked_wish, require_no_overlap
+from .wishes import Target, Wish, Wishes, checked_wish, require_no_overlap
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -325,7 +325,8 @@ class Client(Keeper):
         moved. What is left behind is deleted where the old gateway may still hear it, with one datagram each, which
         comes out before the new requests: if `bind_address` is another afterwards, send those from the old socket.
 
-        Emits: MappingRenewed or MappingChanged for what is confirmed or has moved, MappingLost for what has not.
+        Emits: MappingRenewed or MappingChanged for what is confirmed or has moved, MappingLost for what has not;
+        MappingFailed for what is the same as another mapping there, because it differed in the family outside alone.
         Raises: LocalProtocolError, before anything has changed: an address is none.
         """
         local = self._local if local_address is None else to_address(local_address)
@@ -382,7 +383,7 @@ class Client(Keeper):
 
     def _resume(self, saved: list[snapshots.Saved], last_id: int, elapsed: float, local: IPAddress, now: float) -> None:
         """Take up the mappings of a snapshot, which were granted to `local`."""
-        is_here = local == self._local
+        is_here, targets = local == self._local, set[Target]()
         for each in saved:
             wish = checked_wish(
                 self._local,
@@ -396,11 +397,12 @@ class Client(Keeper):
                 options=each.options,
             )
             wish = attrs.evolve(wish, nonce=each.nonce, family=each.family)
+            if wish.target in targets or each.nonce in self._by_nonce:
+                raise LocalProtocolError(f"a damaged snapshot: mapping {each.id} is there twice")
+            targets.add(wish.target)
             if not is_here:
                 wish = wish.elsewhere(local.version == self._local.version)
             mapping = Tracked(id=MappingId(each.id), wish=wish)
-            if wish.target in self._wanted or each.nonce in self._by_nonce:
-                raise LocalProtocolError(f"a damaged snapshot: mapping {each.id} is there twice")
             if is_here and each.remaining is not None and each.remaining > elapsed:
                 mapping.maybe_there = True
                 mapping.dialect = self._speech.dialects.get(each.version) if each.version is not None else None
@@ -411,6 +413,7 @@ class Client(Keeper):
                 twin = self._mappings[MappingId(each.twin)]
                 mapping.pair = twin.pair = Pair(mapping, twin)
         self._last_id = last_id
+        self._end_doubles()
         self._pump(now)
 
     def _require_open(self) -> None:
@@ -435,13 +438,21 @@ class Client(Keeper):
                 self._drop(mapping)
             else:
                 self._take_along(mapping, local, mapping.wish.nonce if is_anothers else self._rng.randbytes(12), now)
-        self._wanted = {mapping.wish.target: mapping for mapping in self._mappings.values()}
         self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
         self._at, self._tried = 0, 1
         self._speech = speech
         self._external_address, self._prefixes = None, ()
         self._unreachable = False
         self._address_at = -math.inf
+        self._end_doubles()
+
+    def _end_doubles(self) -> None:
+        """Where the other family is the usual one, mappings of both families outside are the same: the first stays."""
+        self._wanted = {}
+        for mapping in list(self._mappings.values()):
+            if self._wanted.setdefault(mapping.wish.target, mapping) is not mapping:
+                about = mapping.about(self.gateway)
+                self._release(mapping, MappingFailed(**about, reason=Reason.NETWORK_CHANGED, result_code=None))
 
     def _take_along(self, mapping: Tracked, local: IPAddress, nonce: bytes, now: float) -> None:
         """Ask for it from the new place. The nonce is another: each server has its own (RFC 6887 section 11.2), and the

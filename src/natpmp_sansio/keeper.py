@@ -573,6 +573,7 @@ class Keeper(Machine[TimerKey]):
         if pair is None or mapping.state is MappingState.RELEASING:
             return
         twin = pair.twin(mapping)
+        self._wake_put_off()  # it waits for this one, whose answer may come while no request is under way
         if mapping.is_held and mapping.external is not None and not twin.is_held:
             twin.suggest(twin.wish.external.address, mapping.external.port)
         if mapping is pair.tcp:
