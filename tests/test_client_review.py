@@ -40,9 +40,11 @@ from natpmp_sansio import (
     MappingReleased,
     MappingRenewed,
     MappingState,
+    Multiplexer,
     ProbeCompleted,
     Protocol,
     Reason,
+    SendDatagram,
     decode,
     natpmp,
     pcp,
@@ -547,3 +549,97 @@ def test_who_asks_for_the_address_after_the_version_is_forgotten_asks_as_at_firs
     asked = decode(request)
     assert isinstance(asked, pcp.MapRequest)
     assert (asked.protocol, asked.internal_port) == (UDP, 9)
+
+
+# --- what the repairs themselves had left open
+
+
+def test_tcp_of_a_pair_is_asked_for_when_the_answer_to_udp_comes_while_its_request_had_made_room() -> None:
+    """4. Nothing woke it: it waited for an exchange that was over."""
+    client = make_client((2,), window=1)
+    client.map_pair(82, 0.0)
+    (first,), _ = drain(client)
+    client.probe(1.0)
+    sent, _ = silence(client, 46.0)
+    assert isinstance(decode(sent[-1][1]), pcp.AnnounceRequest)
+    client.receive_datagram(answer(first, epoch=1047), SERVER, 47.0)
+    client.receive_datagram(announcement(1047), SERVER, 47.0)
+    (request,) = drain(client)[0]
+    asked = decode(request)
+    assert isinstance(asked, pcp.MapRequest)
+    assert (asked.protocol, asked.suggested_external_port) == (TCP, 40000)
+
+
+def both_families() -> Client:
+    client = make_client((2,))
+    client.map_port(TCP, 80, 0.0)
+    client.map_port(TCP, 80, 0.0, external_address="::")
+    return client
+
+
+def the_second_has_failed(client: Client) -> bool:
+    failed = [event for event in drain(client)[1] if isinstance(event, MappingFailed)]
+    return [(event.mapping, event.reason) for event in failed] == [(2, Reason.NETWORK_CHANGED)]
+
+
+def test_both_families_outside_are_one_where_the_other_is_the_usual_one() -> None:
+    """15. They were two of one target, and the next snapshot passed for a damaged one."""
+    client = both_families()
+    client.network_changed(1.0, local_address=V6_LOCAL)
+    assert the_second_has_failed(client)
+    assert [mapping.id for mapping in client.mappings] == [1]
+    again = Client.restore(client.snapshot(2.0), 2.0, elapsed=0.0)
+    assert [mapping.id for mapping in again.mappings] == [1]
+
+
+def test_both_families_outside_can_be_restored_at_an_address_of_the_other_family() -> None:
+    """15. It passed for a damaged snapshot."""
+    moved = Client.restore(both_families().snapshot(2.0), 2.0, elapsed=0.0, local_address=V6_LOCAL)
+    assert the_second_has_failed(moved)
+    assert [mapping.id for mapping in moved.mappings] == [1]
+
+
+def test_a_snapshot_with_one_nonce_twice_is_damaged() -> None:
+    client = make_client((2,))
+    held(client)
+    twice = client.snapshot(1.0)
+    twice["mappings"].append({**twice["mappings"][0], "id": 2, "internal_port": 8081})
+    twice["last_id"] = 2
+    with pytest.raises(LocalProtocolError, match="mapping 2 is there twice"):
+        Client.restore(twice, 0.0, elapsed=1.0)
+
+
+@pytest.mark.parametrize("elapsed", [10**400, -1, "1", float("nan")], ids=["int", "negative", "str", "nan"])
+def test_a_snapshot_is_as_old_as_a_number_can_say(elapsed: typing.Any) -> None:
+    with pytest.raises(LocalProtocolError, match="elapsed must be a number of seconds"):
+        Client.restore(make_client().snapshot(0.0), 0.0, elapsed=elapsed)
+
+
+# --- what no other story comes by
+
+
+def test_nothing_is_asked_to_recover_while_the_gateway_has_no_resources() -> None:
+    """RFC 6887 section 11.4: the refusal of the delete holds for every request."""
+    client = make_client((2,))
+    first = held(client)
+    client.map_port(UDP, 81, 0.0)
+    (request,), _ = drain(client)
+    client.receive_datagram(answer(request, external_port=40001), SERVER, 0.0)
+    client.unmap(first, 10.0)
+    (delete,), _ = drain(client)
+    no_resources = pcp.ResultCode.NO_RESOURCES
+    client.receive_datagram(answer(delete, result_code=no_resources, lifetime=60, epoch=1010), SERVER, 10.0)
+    client.receive_datagram(announcement(1), SERVER, 11.0)
+    sent, _ = silence(client, 75.0)
+    assert [at for at, _ in sent] == [70.0, 73.0]
+
+
+def test_two_clients_on_one_socket_wake_up_for_the_earlier_and_speak_in_turn() -> None:
+    here, there = make_client((2,)), Client(THERE, local_address=LOCAL, rng=Middle(1))
+    both = Multiplexer(here, there)
+    assert both.next_timeout() is None
+    assert both.poll() is None
+    there.map_port(TCP, 80, 1.0)
+    here.map_port(TCP, 80, 2.0)
+    assert both.next_timeout() == 1.0
+    assert [output.addr for output in both.outputs() if isinstance(output, SendDatagram)] == [SERVER, THERE]
