@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from helpers import EXTERNAL, SERVER, drain, events_of, make_client, make_gateway, sends_of
+from helpers import EXTERNAL, SERVER, drain, events_of, held, make_client, make_gateway, sends_of
 from natpmp_sansio import (
     ExternalAddressChanged,
     MappingFailed,
@@ -180,3 +180,15 @@ def test_an_answer_with_an_old_epoch_is_a_grant_that_has_to_be_confirmed() -> No
     drain(client)
     client.handle_timeout(110.0)
     assert drain(client)[0], "nothing is asked, though the endpoint is an old one"
+
+
+def test_a_forged_version_error_does_not_end_the_delete_of_what_was_granted_with_a_nonce() -> None:
+    """12. Only what was held proved a version; what was being deleted was given up, and stayed open."""
+    client = make_client()
+    mapping = held(client)
+    client.unmap(mapping, 1.0)
+    (delete,), _ = drain(client)
+    client.receive_datagram(bytes.fromhex("0080000100000009"), SERVER, 1.5)
+    assert drain(client) == ([], [])
+    client.handle_timeout(4.0)
+    assert drain(client)[0] == [delete]

@@ -875,7 +875,8 @@ class Keeper(Machine[TimerKey]):
             elif mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
             elif mapping.is_held:
-                self._ask_again(mapping, min(retry_at, (now + mapping.expires_at) / 2), retry_at)
+                renew_after = max(now + MIN_RENEWAL_GAP, (now + mapping.expires_at) / 2)
+                self._ask_again(mapping, min(retry_at, renew_after), retry_at)
                 self._keep_pair(mapping, exchange.purpose, now)
         for mapping in list(self._mappings.values()):
             if mapping.state is MappingState.REQUESTING:
@@ -1002,14 +1003,15 @@ class Keeper(Machine[TimerKey]):
         self._wake_put_off()
 
     def _move(self, mapping: Tracked, what: Input, dialect: Dialect | None = None) -> None:
-        """Take a step of the table, and count what is held."""
-        if mapping.is_held and mapping.dialect is not None:
-            self._speech.count_lease(mapping.dialect, -1)
+        """Take a step of the table, and count what the gateway has of us."""
+        self._count(mapping, -1)
         mapping.move(what)
-        if dialect is not None:
-            mapping.dialect = dialect
-        if mapping.is_held and mapping.dialect is not None:
-            self._speech.count_lease(mapping.dialect, +1)
+        mapping.dialect = dialect or mapping.dialect
+        self._count(mapping, +1)
+
+    def _count(self, mapping: Tracked, change: int) -> None:
+        if mapping.dialect is not None and mapping.state in (MappingState.HELD, MappingState.RELEASING):
+            self._speech.count_lease(mapping.dialect, change)
 
     def _report(self, kind: Callable[..., Event], mapping: Tracked, **fields: object) -> None:
         if not mapping.is_errand:
@@ -1128,7 +1130,8 @@ class Keeper(Machine[TimerKey]):
             mapping.maybe_there = True
             if purpose is Purpose.RENEW:
                 mapping.renewals = mapping.next_renewal
-                mapping.is_renewal_open, mapping.no_renewal_before = True, now + MIN_RENEWAL_GAP
+                # The gap of the dialect in which it is asked, not of that in which it was granted.
+                mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
                 wish = attrs.evolve(mapping.granted, lifetime=wish.lifetime)
             self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
 

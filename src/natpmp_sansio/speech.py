@@ -30,7 +30,7 @@ class Speech:
         self._memory = config.version_memory
         self._current_until = -math.inf
         self._epochs = {version: dialect.new_epoch() for version, dialect in self.dialects.items()}
-        self._leases: Counter[int] = Counter()  # how many mappings are held, by version
+        self._leases: Counter[int] = Counter()  # how many mappings the gateway has of us, by version
 
     def for_wish(self, wish: Wish) -> Dialect:
         """The dialect for the next request."""
