@@ -476,8 +476,7 @@ class Keeper(Machine[TimerKey]):
         affected = [exchange for exchange in affected if exchange in self._exchanges]
         if offered is not None and affected and error.offered not in self._speech.refused_versions:
             self._speech.refused_versions.update(exchange.dialect.version for exchange in affected)
-            self._adopt(offered, now)
-            self._speech.is_certain = True
+            self._adopt(offered, now, is_certain=True)
         elif affected or not probes:
             self._speech.refused_versions.clear()
             self._speech.current = None
@@ -628,11 +627,11 @@ class Keeper(Machine[TimerKey]):
 
     # --- versions and addresses
 
-    def _adopt(self, dialect: Dialect, now: float) -> None:
+    def _adopt(self, dialect: Dialect, now: float, *, is_certain: bool = False) -> None:
         """The gateway speaks this. What waits for an answer in another dialect is asked again in this one."""
-        if self._speech.current is dialect:
+        if self._speech.current is dialect and self._speech.is_certain >= is_certain:
             return
-        self._speech.adopt(dialect, now)
+        self._speech.adopt(dialect, now, is_certain=is_certain)
         self._timers.cancel((Timer.FALLBACK, None))
         if self._speech.told_version != dialect.version:
             if dialect is self._speech.preferred:  # what was refused in a lesser protocol may be granted in this one
@@ -645,8 +644,8 @@ class Keeper(Machine[TimerKey]):
         for exchange in list(self._exchanges):
             mapping = exchange.mapping
             stays = exchange.purpose is Purpose.DIAGNOSE
-            if mapping is not None and exchange.purpose in DELETING:
-                stays = exchange.dialect is mapping.dialect  # it can be deleted in no other
+            if mapping is not None:  # what can be asked in no other keeps its schedule
+                stays = exchange.dialect is self._dialect_for(exchange.purpose, mapping)
             if exchange.dialect is not dialect and not stays:
                 self._end(exchange)
                 if mapping is not None:
