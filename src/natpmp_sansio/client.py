@@ -70,7 +70,7 @@ class Client(Keeper):
         Raises: LocalProtocolError: the snapshot is damaged or something else, or `elapsed` is no number of seconds.
         """
         gateways, local, last_id, saved = snapshots.read(snapshot)
-        if not isinstance(elapsed, int | float) or not 0 <= elapsed < math.inf:
+        if not isinstance(elapsed, int | float) or not 0 <= elapsed < _NEVER:
             raise LocalProtocolError(f"elapsed must be a number of seconds, not {elapsed!r}")
         client = cls(gateways, local_address=local_address or local, config=config, rng=rng)
         client._resume(saved, last_id, float(elapsed), to_address(local), client._advance(now))
@@ -261,6 +261,7 @@ class Client(Keeper):
         self._require_open()
         now = self._advance(now)
         self._address_asked = True
+        self._speech.expire(now)  # before it is asked who can tell: `_pump` would forget that, and ask nobody
         if self._speech.address_teller is not None:
             self._address_wanted = True
         elif (held := next((each for each in self._mappings.values() if each.is_held), None)) is not None:
@@ -349,7 +350,7 @@ class Client(Keeper):
                 raise LocalProtocolError(f"there is a mapping for {wish.protocol!r} port {wish.internal_port} already")
             others = self._mappings if len(wish.ports) > 1 else self._port_sets
             require_no_overlap(wish, [other.wish for other in others.values()])
-            if wish.until is not None and not max(self._checked(now), self._now) < wish.until < math.inf:
+            if wish.until is not None and not max(self._checked(now), self._now) < wish.until < _NEVER:
                 raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {wish.until!r}")
         now = self._advance(now)
         tracked = []
@@ -477,6 +478,7 @@ class Client(Keeper):
         self._generation += 1
         self._last_confirmation = now
         for mapping in self._mappings.values():
+            mapping.is_renewal_queued = False
             if mapping.pair is not None:
                 mapping.pair.rounds, mapping.pair.is_following = 0, False
             match mapping.state:
@@ -490,5 +492,6 @@ class Client(Keeper):
                     self._tasks.append((Purpose.CREATE, mapping))
 
 
+_NEVER = 2.0**1000  # s; an integer may be more than any float without being infinite
 _MOVE_GRACE = 30.0  # s for which a mapping counts as held after the network has changed
 _DISCARD_PORT, _ERRAND_LIFETIME = 9, 120  # RFC 6887 sections 11.6 and 15

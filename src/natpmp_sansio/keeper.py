@@ -938,7 +938,7 @@ class Keeper(Machine[TimerKey]):
         self._report(kind, mapping, reason=reason, result_code=code, retry_at=retry_at)
 
     def _cancel_lease(self, mapping: Tracked) -> None:
-        mapping.renew_at = None
+        mapping.renew_at, mapping.is_renewal_queued = None, False
         self._nameless.pop(mapping, None)
         for timer in (Timer.EXPIRE, Timer.RENEW, Timer.ADDRESS):
             self._timers.cancel((timer, mapping))
@@ -1025,17 +1025,18 @@ class Keeper(Machine[TimerKey]):
         self._ask_questions(now)
         while self._tasks and (now >= self._hold_all_until or self._closing):
             purpose, mapping = task = self._tasks.popleft()
-            if purpose is Purpose.RENEW:
-                mapping.is_renewal_queued = False
-            if not mapping.has_use_for(purpose, self._generation, now):
-                continue
-            if self._has_to_wait(purpose, mapping, now):
+            is_of_use = mapping.has_use_for(purpose, self._generation, now)
+            if is_of_use and self._has_to_wait(purpose, mapping, now):
                 self._put_off.append(task)
                 continue
             dialect = self._dialect_for(purpose, mapping)
-            if not self._make_room(dialect):
+            if is_of_use and not self._make_room(dialect):
                 self._tasks.appendleft(task)
                 break
+            if purpose is Purpose.RENEW:
+                mapping.is_renewal_queued = False  # not before: what has to wait stays queued
+            if not is_of_use:
+                continue
             self._start_task(purpose, mapping, dialect, now)
         if self._closing and not self._mappings and not self._closed:
             self._closed = True

@@ -100,6 +100,8 @@ def _read_mapping(saved: Plain) -> Saved:
     external, remote = _read_endpoint(saved["external"]), _read_endpoint(saved["remote"])
     if external is None or (remote is not None and remote.address is None):
         raise ValueError("a mapping without an endpoint")
+    if saved["family"] not in (None, 4, 6):
+        raise ValueError(f"a family {saved['family']!r}")
     return Saved(
         id=_number(saved["id"], int),
         protocol=_number(saved["protocol"], int),
