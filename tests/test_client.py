@@ -780,7 +780,7 @@ def test_what_nat_pmp_was_refused_is_asked_in_pcp_once_that_answers_after_all() 
     sim.run_until(1.0)
     assert sim.inject(client, natpmp_answer(b"\0\0", 1), SERVER)
     sim.run_until(1.0)
-    refused = natpmp_answer(sends_of(sim)[-2][1], 1, result_code=2, external_port=0, lifetime=0)
+    refused = natpmp_answer(sends_of(sim)[-1][1], 1, result_code=2, external_port=0, lifetime=0)
     assert sim.inject(client, refused, SERVER)
     sim.run_until(2.0)
     assert [event.retry_at for event in events_of(sim, MappingRefused)] == [1801.0]
@@ -801,7 +801,7 @@ def test_what_needs_pcp_waits_for_it_at_a_gateway_that_was_only_silent_and_fails
     sim.run_until(100.0)
     assert {data[0] for at, data in sends_of(sim) if at > 1.25} == {2}
     (failed,) = [(at, event.reason) for at, event in sim.events if isinstance(event, MappingFailed)]
-    assert failed == (46.25, Reason.NEEDS_PCP)
+    assert failed == (45.0, Reason.NEEDS_PCP)
 
 
 def test_a_version_error_that_answers_nothing_is_not_believed() -> None:

@@ -6,13 +6,18 @@ from itertools import pairwise
 
 import pytest
 
-from helpers import EXTERNAL, SERVER, drain, events_of, make_client, make_gateway, sends_of
+from helpers import EXTERNAL, SERVER, Middle, drain, events_of, make_client, make_gateway, natpmp_answer, sends_of
 from natpmp_sansio import (
     ExternalAddressChanged,
+    Gateway,
+    GatewayConfig,
+    MappingChanged,
     MappingFailed,
     MappingLost,
+    MappingRefused,
     MappingReleased,
     Protocol,
+    Reason,
     VersionNegotiated,
     decode,
     natpmp,
@@ -22,6 +27,7 @@ from natpmp_sansio.testing import Link, Simulation
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 LOST = Link(loss=1.0)
+OTHER_SERVER = ("192.168.1.254", 5351)
 
 
 def test_who_wakes_up_too_late_does_not_ask_for_what_is_over() -> None:
@@ -180,3 +186,90 @@ def test_an_answer_with_an_old_epoch_is_a_grant_that_has_to_be_confirmed() -> No
     drain(client)
     client.handle_timeout(110.0)
     assert drain(client)[0], "nothing is asked, though the endpoint is an old one"
+
+
+def test_a_forged_version_error_does_not_end_a_delete() -> None:
+    """12. The delete is lost on its way, and not sent again: the mapping stays until its lease is over."""
+    client, gateway = make_client(), make_gateway()
+    sim = Simulation(client, gateway)
+    mapping = client.map_port(TCP, 80, sim.now)
+    sim.run_until(1.0)
+    sim.connect(client, gateway, LOST)
+    client.unmap(mapping, sim.now)
+    sim.run_until(2.0)
+    sim.connect(client, gateway, Link())
+    for data in ("0080000100000000", "0080000100000000", "ff800001"):
+        sim.inject(client, bytes.fromhex(data), SERVER)
+    sim.run_until(20.0)
+    assert gateway.mappings == ()
+
+
+def test_another_gateways_address_makes_no_endpoint_of_a_port_of_the_old_one() -> None:
+    """13. What waited to be asked for there was told to have moved, to the new address and the old port."""
+    client, gateway = make_client((0,)), make_gateway((0,))
+    other = Gateway("203.0.113.9", address=OTHER_SERVER, config=GatewayConfig(versions=(0,)), rng=Middle(3))
+    sim = Simulation(client, gateway, other, latency=0.02)
+    for port in (80, 81):
+        client.map_port(TCP, port, sim.now)
+    sim.run_until(1.0)
+    client.network_changed(sim.now, gateway=OTHER_SERVER)
+    sim.run_until(2.0)
+    there = {(entry.internal.port, entry.external) for entry in other.mappings}
+    told = {(event.internal_port, event.new) for event in events_of(sim, MappingChanged) if event.new.address}
+    assert told == there
+
+
+def test_a_request_that_goes_on_in_pcp_keeps_its_schedule_when_nat_pmp_is_answered() -> None:
+    """14. It was sent again at once, though it would be in PCP again (RFC 6887 section 8.1.1)."""
+    client, gateway = make_client(), make_gateway()
+    sim = Simulation(client, gateway)
+    sim.connect(client, gateway, LOST)
+    client.map_port(132, 2905, sim.now)
+    sim.run_until(2.0)
+    sim.inject(client, natpmp_answer(b"\0\0"), SERVER)
+    sim.run_until(20.0)
+    assert [at for at, data in sends_of(sim) if data[0] == 2] == [0.0, 1.0, 3.0, 9.0]  # 1.0: with the question
+
+
+def test_what_needs_pcp_fails_at_once_when_the_gateway_says_that_it_has_none() -> None:
+    """15. It went on asking when NAT-PMP had been answered before the version error came."""
+    client = make_client()
+    client.map_port(132, 2905, 0.0)
+    client.handle_timeout(1.0)
+    drain(client)
+    client.receive_datagram(natpmp_answer(b"\0\0"), SERVER, 1.1)
+    client.receive_datagram(natpmp.ErrorResponse(0, natpmp.ResultCode.UNSUPPORTED_VERSION, 1).encode(), SERVER, 1.2)
+    assert [event.reason for event in drain(client)[1] if isinstance(event, MappingFailed)] == [Reason.NEEDS_PCP]
+
+
+def test_a_flow_at_another_address_is_not_tied_to_the_endpoint_of_the_old_one() -> None:
+    """16. A port that PEER suggests is a condition: the new gateway refused it again and again (RFC 6887 12.3)."""
+    client, gateway = make_client((2,)), make_gateway((2,))
+    other = Gateway("203.0.113.9", address=OTHER_SERVER, rng=Middle(3))
+    sim = Simulation(client, gateway, other)
+    mapping = client.map_peer(TCP, 80, ("198.51.100.9", 443), sim.now)
+    sim.run_until(1.0)
+    client.network_changed(sim.now, gateway=OTHER_SERVER)
+    sim.run_until(2.0)
+    assert events_of(sim, MappingLost) == events_of(sim, MappingRefused) == []
+    asked = decode(sends_of(sim)[-1][1])
+    assert isinstance(asked, pcp.PeerRequest)
+    assert asked.suggested_external_port == 0
+    assert client.mapping(mapping) is not None
+
+
+def test_what_waits_to_be_renewed_is_not_asked_for_when_its_lease_is_over() -> None:
+    """17. An answer made room for it in the very instant in which the lease ended."""
+    client = make_client((0,))
+    for port in (80, 81):
+        client.map_port(TCP, port, 0.0, lifetime=100)
+        (request, *_), _ = drain(client)
+        client.receive_datagram(natpmp_answer(request), SERVER, 0.0)
+        client.receive_datagram(natpmp_answer(b"\0\0"), SERVER, 0.0)
+    drain(client)
+    while (now := client.next_timeout() or 0.0) < 100.0:
+        client.handle_timeout(now)
+        drain(client)
+    for request in (natpmp.MapRequest(TCP, 80, 40000, 100).encode(), b"\0\0"):
+        client.receive_datagram(natpmp_answer(request, 1100), SERVER, 100.0)
+    assert not any(data[1] for data in drain(client)[0]), "it is"

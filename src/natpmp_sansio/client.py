@@ -276,7 +276,7 @@ class Client(Keeper):
         PCP is asked with ANNOUNCE and NAT-PMP for the external address, each a few times. A second call while a probe
         is under way is answered by the same event.
 
-        Emits: ProbeCompleted, within ten seconds of the last request that is under way.
+        Emits: ProbeCompleted, within ten seconds of when there is room for its two requests among those under way.
         Raises: LocalProtocolError: the client is closed.
         RFC: 6886 section 3.2, 6887 section 14.1.2.
         """

@@ -117,6 +117,8 @@ class Dialect(typing.Protocol):
     """How often a request is sent before silence is an answer; None: for ever."""
     renewal_attempts: int
     """The same for one try to renew."""
+    renewal_gap: float
+    """Seconds from one try to renew to the next, at least."""
     probe_attempts: int
     """How often `probe_request` is sent when the caller wants to know."""
     patience: int
@@ -182,6 +184,7 @@ class NatPmpDialect:
     version = natpmp.VERSION
     attempts: int | None = retransmission.NAT_PMP_ATTEMPTS
     renewal_attempts = retransmission.NAT_PMP_ATTEMPTS
+    renewal_gap = 0.0
     probe_attempts = 4  # within four seconds
     patience = retransmission.NAT_PMP_ATTEMPTS
     serial = True  # section 3.1
@@ -287,6 +290,7 @@ class PcpDialect:
     version = pcp.VERSION
     attempts: int | None = None  # section 8.1.1: MRC and MRD are 0
     renewal_attempts = 1  # section 11.2.1
+    renewal_gap = retransmission.MIN_RENEWAL_GAP
     probe_attempts = 2  # within ten seconds
     patience = retransmission.PCP_MULTI_ADDRESS_ATTEMPTS
     serial = False

@@ -476,8 +476,7 @@ class Keeper(Machine[TimerKey]):
         affected = [exchange for exchange in affected if exchange in self._exchanges]
         if offered is not None and affected and error.offered not in self._speech.refused_versions:
             self._speech.refused_versions.update(exchange.dialect.version for exchange in affected)
-            self._adopt(offered, now)
-            self._speech.is_certain = True
+            self._adopt(offered, now, is_certain=True)
         elif affected or not probes:
             self._speech.refused_versions.clear()
             self._speech.current = None
@@ -629,11 +628,11 @@ class Keeper(Machine[TimerKey]):
 
     # --- versions and addresses
 
-    def _adopt(self, dialect: Dialect, now: float) -> None:
+    def _adopt(self, dialect: Dialect, now: float, *, is_certain: bool = False) -> None:
         """The gateway speaks this. What waits for an answer in another dialect is asked again in this one."""
-        if self._speech.current is dialect:
+        if self._speech.current is dialect and self._speech.is_certain >= is_certain:
             return
-        self._speech.adopt(dialect, now)
+        self._speech.adopt(dialect, now, is_certain=is_certain)
         self._timers.cancel((Timer.FALLBACK, None))
         if self._speech.told_version != dialect.version:
             if dialect is self._speech.preferred:  # what was refused in a lesser protocol may be granted in this one
@@ -646,8 +645,8 @@ class Keeper(Machine[TimerKey]):
         for exchange in list(self._exchanges):
             mapping = exchange.mapping
             stays = exchange.purpose is Purpose.DIAGNOSE
-            if mapping is not None and exchange.purpose in DELETING:
-                stays = exchange.dialect is mapping.dialect  # it can be deleted in no other
+            if mapping is not None:  # what can be asked in no other keeps its schedule
+                stays = exchange.dialect is self._dialect_for(exchange.purpose, mapping)
             if exchange.dialect is not dialect and not stays:
                 self._end(exchange)
                 if mapping is not None:
@@ -876,7 +875,8 @@ class Keeper(Machine[TimerKey]):
             elif mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
             elif mapping.is_held:
-                self._ask_again(mapping, min(retry_at, (now + mapping.expires_at) / 2), retry_at)
+                renew_after = max(now + MIN_RENEWAL_GAP, (now + mapping.expires_at) / 2)
+                self._ask_again(mapping, min(retry_at, renew_after), retry_at)
                 self._keep_pair(mapping, exchange.purpose, now)
         for mapping in list(self._mappings.values()):
             if mapping.state is MappingState.REQUESTING:
@@ -1003,14 +1003,15 @@ class Keeper(Machine[TimerKey]):
         self._wake_put_off()
 
     def _move(self, mapping: Tracked, what: Input, dialect: Dialect | None = None) -> None:
-        """Take a step of the table, and count what is held."""
-        if mapping.is_held and mapping.dialect is not None:
-            self._speech.count_lease(mapping.dialect, -1)
+        """Take a step of the table, and count what the gateway has of us."""
+        self._count(mapping, -1)
         mapping.move(what)
-        if dialect is not None:
-            mapping.dialect = dialect
-        if mapping.is_held and mapping.dialect is not None:
-            self._speech.count_lease(mapping.dialect, +1)
+        mapping.dialect = dialect or mapping.dialect
+        self._count(mapping, +1)
+
+    def _count(self, mapping: Tracked, change: int) -> None:
+        if mapping.dialect is not None and mapping.state in (MappingState.HELD, MappingState.RELEASING):
+            self._speech.count_lease(mapping.dialect, change)
 
     def _report(self, kind: Callable[..., Event], mapping: Tracked, **fields: object) -> None:
         if not mapping.is_errand:
@@ -1130,7 +1131,8 @@ class Keeper(Machine[TimerKey]):
             mapping.maybe_there = True
             if purpose is Purpose.RENEW:
                 mapping.renewals = mapping.next_renewal
-                mapping.is_renewal_open, mapping.no_renewal_before = True, now + MIN_RENEWAL_GAP
+                # The gap of the dialect in which it is asked, not of that in which it was granted.
+                mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
                 wish = attrs.evolve(mapping.granted, lifetime=wish.lifetime)
             self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
 

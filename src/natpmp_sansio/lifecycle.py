@@ -176,13 +176,14 @@ class Tracked:
         """Whether a queued task is still to be done; `generation` counts the gateway's losses of state."""
         if self.exchange is not None:
             return False
+        in_force = self.is_held and now < self.expires_at  # what is over may not have been told yet
         match purpose:
             case Purpose.CREATE | Purpose.VACATE:
                 return self.state is MappingState.REQUESTING
             case Purpose.RENEW:
-                return self.is_held and self.renew_at is None and now < self.expires_at
+                return in_force and self.renew_at is None
             case Purpose.CONFIRM:
-                return self.is_held and self.generation < generation
+                return in_force and self.generation < generation
             case _:
                 return self.state is MappingState.RELEASING
 

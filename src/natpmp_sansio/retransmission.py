@@ -12,7 +12,7 @@ NAT_PMP_ATTEMPTS = 9
 PCP_MULTI_ADDRESS_ATTEMPTS = 4
 """After so many a silent server address is given up where there is another (RFC 7488 section 3); here: reported."""
 MIN_RENEWAL_GAP = 4.0
-"""Two renewals of one mapping are never closer (RFC 6887 section 11.2.1; good for NAT-PMP as well)."""
+"""Two renewals of one mapping are never closer (RFC 6887 section 11.2.1)."""
 
 _IRT = 3.0  # initial and maximum retransmission time: RFC 6887 section 8.1.1
 _MRT = 1024.0

@@ -30,7 +30,7 @@ class Speech:
         self._memory = config.version_memory
         self._current_until = -math.inf
         self._epochs = {version: dialect.new_epoch() for version, dialect in self.dialects.items()}
-        self._leases: Counter[int] = Counter()  # how many mappings are held, by version
+        self._leases: Counter[int] = Counter()  # how many mappings the gateway has of us, by version
 
     def for_wish(self, wish: Wish) -> Dialect:
         """The dialect for the next request."""
@@ -45,10 +45,10 @@ class Speech:
         if now >= self._current_until:
             self.current = None
 
-    def adopt(self, dialect: Dialect, now: float) -> None:
-        """The gateway speaks this."""
+    def adopt(self, dialect: Dialect, now: float, *, is_certain: bool) -> None:
+        """The gateway speaks this; `is_certain`: and said so itself that it speaks no other."""
         self.current = dialect
-        self.is_certain = dialect is self.preferred
+        self.is_certain = is_certain or dialect is self.preferred
         self._current_until = math.inf if dialect is self.preferred else now + self._memory
 
     def has_lost_state(self, dialect: Dialect, epoch: int | None, now: float) -> bool:

@@ -76,6 +76,8 @@ class Wish(Value):
         """What to ask for at another gateway, or from another address, perhaps of another family."""
         address = self.external.address if is_same_family else None
         external = Endpoint(None if address is None else any_address(address), self.external.port)
+        if self.remote is not None:
+            external = Endpoint(None, 0)  # for PEER, a suggestion is a condition (RFC 6887 section 12.3)
         return attrs.evolve(self, external=external, family=self.family if is_same_family else None)
 
     @property
