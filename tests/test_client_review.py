@@ -635,7 +635,7 @@ def test_nothing_is_asked_to_recover_while_the_gateway_has_no_resources() -> Non
 
 
 def test_two_clients_on_one_socket_wake_up_for_the_earlier_and_speak_in_turn() -> None:
-    here, there = make_client((2,)), Client(THERE, local_address=LOCAL, rng=Middle(1))
+    here, there = make_client((2,)), Client(THERE, local_address=LOCAL, config=Config(versions=(2,)), rng=Middle(1))
     both = Multiplexer(here, there)
     assert both.next_timeout() is None
     assert both.poll() is None
@@ -643,3 +643,5 @@ def test_two_clients_on_one_socket_wake_up_for_the_earlier_and_speak_in_turn() -
     here.map_port(TCP, 80, 2.0)
     assert both.next_timeout() == 1.0
     assert [output.addr for output in both.outputs() if isinstance(output, SendDatagram)] == [SERVER, THERE]
+    both.handle_timeout(4.5)
+    assert [output.addr for output in both.outputs() if isinstance(output, SendDatagram)] == [THERE]
