@@ -15,7 +15,7 @@ import random
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from itertools import zip_longest
 
 import attrs
@@ -68,8 +68,6 @@ from natpmp_sansio import (
 from natpmp_sansio.testing import Clock, Link, Simulation
 from natpmp_sansio.wire.fields import IPAddress
 
-EXAMPLES = int(os.environ.get("CLIENT_EXAMPLES", "60"))
-
 TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, 132
 ROUNDING = 1e-6  # s: times are floats
 MIN_HOLD, MAX_HOLD = 30.0, 300.0
@@ -77,7 +75,8 @@ MAX_LEASE = 900.0  # s, of the gateways, and the longest that is believed
 PATIENCE = 4  # how often a recovery or confirmation is sent in PCP before it begins anew
 DELETES = 3
 PACE = 30.0  # s from one recovery to the next
-SLACK = 130.0  # s until what is due has been asked for, with all that may be under way before it
+PROMPT = 40.0  # s until what the gateway has lost has been asked for where all is well: the pace, and the delay
+SLACK = 130.0  # s until then with all that may be under way before
 # Long enough for all to be well again: what an old silence has made of the wait (RFC 6887 section 8.1.1), a mapping
 # under another nonce until its lease is over, one more hold time, a lease of our own, and a recovery.
 CONVERGENCE = 1.1 * 1024 + 2 * MAX_LEASE + 2 * MAX_HOLD + 60.0
@@ -129,6 +128,11 @@ class Request:
         is_next = data == self.data and now >= self.due and self.count < self.limits[1]
         return is_next and least - ROUNDING <= due - now <= most + ROUNDING
 
+    @property
+    def is_tired(self) -> bool:
+        """Whether it may give its place up to others that wait, and begin anew."""
+        return self.kind == "ask" and self.version == 2 and self.count > PATIENCE
+
     def again(self, now: float, due: float) -> None:
         self.count, self.wait, self.due = self.count + 1, due - now, due
 
@@ -167,12 +171,14 @@ class Known:
     promises: list[Promise] = attrs.field(factory=list)  # that may be believed
     held: Promise | None = None
     ends: float = math.inf  # of what is held: a move ends it sooner
+    is_here: bool = False  # it was granted where the client is now
     told: Endpoint | None = None
     refusal: tuple[int, float] | None = None  # the result code that was heard last, and when
     hold: float = -math.inf  # not to be asked for again before
     is_silence: bool = False  # it is held back because nobody answered
     renewals: int = 0
     renewed: float = -math.inf
+    renewed_in_pcp: float = -math.inf
     asked: float = -math.inf
     spare: int = 0  # renewals out of turn that there is a reason for
     is_doubted: bool = False  # a recovery or confirmation is due
@@ -218,7 +224,7 @@ class Known:
         some = 9 if data[0] == 0 else PATIENCE
         one = 9 if data[0] == 0 else 1
         if self.is_doubted or again == "recover" or min(self.lost, self.doubted) < math.inf:
-            is_due = now >= self.held.at + self.held.lifetime / 2
+            is_due = now >= self.held.at + self.held.lifetime / 2 or self.spare > 0 or self.twin is not None
             self.is_doubted = False
             return "recover", one if is_due else some, some
         self.check_renewal(data[0], now, is_same=again == "renew")
@@ -227,10 +233,12 @@ class Known:
     def check_renewal(self, version: int, now: float, *, is_same: bool) -> None:
         """RFC 6886 section 3.3, RFC 6887 section 11.2.1."""
         assert self.held is not None
-        assert self.until is None or self.ends < self.until, "renewed though it lasts as long as it is wanted"
-        assert version == 0 or now >= self.renewed + 4.0 - ROUNDING, "renewed twice within 4 s"
+        is_needed = self.until is None or self.ends < self.until or self.spare or self.twin is not None
+        assert is_needed, "renewed though it lasts as long as it is wanted"
+        assert version == 0 or now >= self.renewed_in_pcp + 4.0 - ROUNDING, "renewed twice within 4 s"
         assert now >= self.hold - ROUNDING, "renewed within the hold time"
         before, self.renewed = self.renewed, now
+        self.renewed_in_pcp = now if version == 2 else self.renewed_in_pcp
         earliest = self.held.at + self.held.lifetime * (1 - 0.5 ** (self.renewals + 1)) - ROUNDING
         if is_same:
             return
@@ -249,7 +257,7 @@ class Known:
 
     def grant(self, promise: Promise, calm: float, *, is_sure: bool) -> None:
         """`is_sure`: it is no late copy from before the loss of state that it seems to show."""
-        self.held, self.ends, self.promises = promise, promise.ends, [promise]
+        self.held, self.ends, self.promises, self.is_here = promise, promise.ends, [promise], True
         self.renewals, self.hold, self.is_silence, self.calm = 0, -math.inf, False, calm
         self.is_port_busy, self.again = False, None
         if is_sure:
@@ -426,7 +434,7 @@ class Watched:
             return False
         if is_plain:
             self.heard = [*self.heard[-30:], data]
-        has_turned = self.hear(data, now)
+        has_turned = self.hear(bytes((data[0], data[1] | 0x80, *data[2:])), now)  # without the bit it was mended
         self.drain(now, may_end=True, may_begin=has_turned)
         return True
 
@@ -564,6 +572,7 @@ class Watched:
             known.hold = -math.inf
         if has_moved:
             self.address = self.version = None
+            self.is_unreachable = False
             every = (*self.wanted.values(), *self.leaving.values())
             self.parting, self.is_parting = ({known.nonce for known in every}, old[1]), True
             self.move()
@@ -583,7 +592,7 @@ class Watched:
         for known in self.leaving.values():
             known.may_exist = False
         for known in self.wanted.values():
-            known.nonce, known.may_exist = None, False
+            known.nonce, known.may_exist, known.is_here = None, False, False
             if known.held is not None:
                 known.ends = min(known.ends, self.clock + 30.0)
 
@@ -611,7 +620,7 @@ class Watched:
             known.is_finished, known.request = True, None
         self.leaving.clear()
         for known in self.wanted.values():
-            known.may_exist = known.held is not None and known.nonce is not None and known.ends - then > pause
+            known.may_exist = known.held is not None and known.is_here and known.ends - then > pause
             known.forget()
             known.request = known.told = known.refusal = None
             known.hold, known.again = -math.inf, None
@@ -708,7 +717,8 @@ class Watched:
         every = (*self.wanted.values(), *self.leaving.values())
         is_asked = self.question is not None or any(each.request and each.request.version == 0 for each in every)
         if kind == "version error":
-            return any(each.held and each.held.version == 2 and each.nonce for each in self.wanted.values())
+            is_proven = any(each.held and each.held.version == 2 and each.is_here for each in self.wanted.values())
+            return is_proven and not is_asked
         if kind == "NAT-PMP answer":
             return not is_asked and not any(each.held and each.held.version == 0 for each in every)
         return not is_asked or kind not in ("noise", "truncated answer", "PEER answer")
@@ -718,6 +728,10 @@ class Watched:
     def hear(self, data: bytes, now: float) -> bool:
         """Take in a datagram as the RFCs have it. True: all that is under way may begin anew."""
         self.verdicts = {False}
+        every = (*self.wanted.values(), *self.leaving.values())
+        is_asked = self.question is not None or any(each.request and each.request.version == 0 for each in every)
+        if is_asked and data[:1] == b"\0" and (len(data), data[1]) in ((12, 0), (16, 1), (16, 2)):
+            data = bytes((0, data[1] | 0x80, *data[2:]))  # an answer without its response bit
         message = None if self.is_closed else read(data)
         if message is None or data[0] not in self.versions:
             return False
@@ -732,6 +746,8 @@ class Watched:
                 self.hear_pcp(message, now)
             case natpmp.MapResponse():
                 self.hear_natpmp(message, now)
+            case natpmp.ErrorResponse(opcode=1 | 2):
+                self.hear_short_error(message, now)
             case natpmp.ErrorResponse() | pcp.ErrorResponse():
                 self.check_epoch(data[0], message.epoch, now, is_certain=False)
         return False
@@ -763,6 +779,7 @@ class Watched:
             self.promise(known, promise, is_awaited=is_awaited)
             return
         known.is_confirmed |= not known.is_wanted and code == 0
+        known.may_exist &= known.is_wanted or code == 0  # what cannot be deleted is taken to be gone
         hold = now + min(max(float(message.lifetime) if code else 0.0, MIN_HOLD), MAX_HOLD)
         if code == pcp.ResultCode.NO_RESOURCES and (known.kind == "delete" or not known.is_wanted):
             self.hold_all = hold  # of a server without room, ask no more (RFC 6887 section 11.4)
@@ -785,7 +802,23 @@ class Watched:
             lifetime = min(float(message.lifetime), MAX_LEASE)
             self.promise(known, Promise(now, lifetime, message.external_port, None, 0), is_awaited=True)
             return
+        self.refuse_in_natpmp(known, code, now)
+
+    def hear_short_error(self, message: natpmp.ErrorResponse, now: float) -> None:
+        """Without a port: only the request under way can tell."""
+        protocol = UDP if message.opcode == 1 else TCP
+        every = (*self.leaving.values(), *self.wanted.values())
+        asked = [each for each in every if each.request and each.request.version == 0 and each.target[0] == protocol]
+        if not asked:
+            self.check_epoch(0, message.epoch, now, is_certain=False)
+            return
+        self.answered = asked[0]
+        self.check_epoch(0, message.epoch, now)
+        self.refuse_in_natpmp(asked[0], message.result_code, now)
+
+    def refuse_in_natpmp(self, known: Known, code: natpmp.ResultCode, now: float) -> None:
         known.is_confirmed |= not known.is_wanted and code == 0
+        known.may_exist &= known.is_wanted or code == 0  # what cannot be deleted is taken to be gone
         lasts = (1800.0 if code.lifetime is None else float(code.lifetime)) if code else 0.0
         hold = now + min(max(lasts, MIN_HOLD), MAX_HOLD)
         self.refuse(known, int(code), hold, is_busy=code == natpmp.ResultCode.OUT_OF_RESOURCES)
@@ -794,6 +827,8 @@ class Watched:
         """A grant; one that nobody waits for may be a copy."""
         if not known.is_wanted or known.kind == "delete":
             return  # to an earlier request; the delete is still on its way
+        if not is_awaited and known.request is not None:
+            known.again = known.request.kind  # it turns back to this version
         known.promises = [promise] if is_awaited else [*known.promises[-9:], promise]
         self.expected = known if is_awaited else None
 
@@ -889,6 +924,7 @@ class Watched:
             request.again(now, due)
             self.met["retransmission"] += 1
         elif request is not None and sent.data == request.data and now >= request.due and due == math.inf:
+            request.count += 1
             self.met["retransmission that was the last"] += 1  # it has ended in the same instant
         elif request is not None and sent.data == request.data and is_followed and request.kind in ("ask", "recover"):
             self.met["sent again with the first question in the other version"] += 1
@@ -899,7 +935,8 @@ class Watched:
         request, now = known.request, self.now
         if request is not None and known is not self.answered and message.lifetime:
             is_turned = data[0] != request.version
-            assert may_begin or is_turned or request.count >= request.limits[0], f"a {request.kind} begins anew"
+            is_over = is_turned or request.is_tired or request.count >= request.limits[0]
+            assert may_begin or is_over, f"a {request.kind} begins anew"
             known.again = request.kind
         if message.lifetime == 0:
             self.check_delete(known, message)
@@ -978,8 +1015,9 @@ class Watched:
                 continue
             is_given_up = request.kind != "delete" and not known.is_wanted
             is_done = request.count >= request.limits[0] or known is self.answered or is_given_up
+            is_done |= request.is_tired
             assert may_end or has_failed or is_done or known.id in ended, f"a {request.kind} is not sent again"
-            if may_end and known is not self.answered:
+            if (may_end or request.is_tired) and known is not self.answered:
                 known.again = request.kind
         kinds = Counter(each.request.version for each in self.known.values() if each.request is not None)
         self.met["window full"] += kinds[2] == self.config.window
@@ -1030,6 +1068,12 @@ class Watched:
                 if known.old_twin is not None:
                     known.old_twin.spare += 1
                 self.met[getattr(told, "reason", Reason.DELETED).name] += isinstance(told, MappingFailed)
+            case PairSplit():
+                assert (self.known[told.tcp], self.known[told.udp]) in self.pairs
+                self.known[told.tcp].is_split = self.known[told.udp].is_split = True
+            case ProbeCompleted():
+                assert self.is_probing
+                self.is_probing = False
             case Closed():
                 assert self.is_closing
                 assert not self.wanted
@@ -1060,15 +1104,8 @@ class Watched:
             case VersionNegotiated(version=version):
                 assert self.version != version
                 self.version = version
-                if version == self.versions[0]:
-                    for known in self.wanted.values():
-                        known.hold = -math.inf
-            case PairSplit():
-                assert (self.known[told.tcp], self.known[told.udp]) in self.pairs
-                self.known[told.tcp].is_split = self.known[told.udp].is_split = True
-            case ProbeCompleted():
-                assert self.is_probing
-                self.is_probing = False
+                for known in self.wanted.values():
+                    known.hold = -math.inf if version == self.versions[0] else known.hold
             case _:
                 assert isinstance(told, DoubleNatSuspected), f"{told} is not for a client to tell"
 
@@ -1114,9 +1151,12 @@ class Watched:
             is_led = known.twin is None or self.now < known.lead + 10.0 or known.ends == known.until
             assert is_led or known.asked >= known.lead, "TCP does not follow UDP"
         now, calm = self.world.sim.now, self.world.calm
-        if self.world.serves(self) and self.hold_all < self.now:
-            assert max(known.lost, calm) + SLACK >= now, "not recovered"
-            assert max(known.doubted, calm) + SLACK >= now or known.asked >= held.at, "not confirmed"
+        is_free = all(
+            each.request is None or each.request.wait < 30.0 for each in self.wanted.values()
+        )  # of old silence
+        if is_free and self.world.serves(self) and self.hold_all < self.now:
+            for since, what in ((known.lost, "recovered"), (known.doubted, "confirmed")):
+                assert now <= max(since, calm) + (PROMPT if calm <= since else SLACK), f"not {what}"
 
 
 # --- the network
@@ -1275,9 +1315,9 @@ class World:
         wanted = {(ip_address(each.local), *target): (each, target) for each in here for target in each.wanted}
         for key, (client, target) in list(wanted.items()):
             known = client.wanted[target]
-            if len(target) > 2 and known.refusal and known.refusal[0] == pcp.ResultCode.CANNOT_PROVIDE_EXTERNAL:
-                assert known.held is None  # somebody else has the endpoint of that flow
-                del wanted[key]
+            was_refused = known.refusal is not None and known.refusal[0] == pcp.ResultCode.CANNOT_PROVIDE_EXTERNAL
+            if len(target) > 2 and was_refused and known.held is None:
+                del wanted[key]  # the endpoint of that flow is gone
         assert there.keys() == wanted.keys(), "they do not have the same mappings"
         for key, (client, target) in wanted.items():
             known, entry = client.wanted[target], there[key]
@@ -1462,6 +1502,34 @@ class Life(RuleBasedStateMachine):
         self.client(who).restore(pause)
         self.world.disturb()
 
+    @rule(who=WHO)
+    def reboot_unheard(self, who: int) -> None:
+        """It announces its restart, but for a minute nobody gets through to it."""
+        client, world = self.client(who), self.world
+        world.link(client, LINKS["cut"], GOOD)
+        world.reboot(client.server)
+        self.run_and_check(60.0)
+        world.link(client, GOOD, GOOD)
+        self.run_and_check(2 * SLACK)
+
+    @rule(who=WHO, version=st.sampled_from((0, 2)), other=st.booleans())
+    def announce(self, who: int, version: int, other: bool) -> None:
+        """The gateway, or somebody who knows its epoch, says that it is there, for no visible reason."""
+        client, world = self.client(who), self.world
+        epoch = int(world.sim.now - world.starts[client.server])
+        if version == 2:
+            data = pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, epoch).encode()
+        else:
+            address = ip_address("203.0.113.66" if other else EXTERNALS[0])
+            assert isinstance(address, IPv4Address)
+            data = natpmp.ExternalAddressResponse(natpmp.ResultCode.SUCCESS, epoch, address).encode()
+        world.sim.inject(client, data, client.server)
+        self.run_and_check(PROMPT + 5.0)
+
+    def run_and_check(self, seconds: float) -> None:
+        self.world.run(seconds)
+        self.check()
+
     # --- what is forged
 
     @rule(who=WHO, kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32))
@@ -1513,7 +1581,71 @@ LIVES = settings(
 )
 
 
-def search(examples: int, kind: type[Life] = Life, seed: int | None = None) -> None:
+# What every run must meet, or else it proves nothing.
+REACHED = {
+    "Closed",
+    "ExternalAddressChanged",
+    "GatewayRecovered",
+    "GatewayRestarted",
+    "GatewayUnreachable",
+    "ICMP",
+    "MappingChanged",
+    "MappingFailed",
+    "MappingGranted",
+    "MappingLost",
+    "MappingRefused",
+    "MappingReleased",
+    "MappingRenewed",
+    "NEEDS_PCP",
+    "DEADLINE",
+    "ProbeCompleted",
+    "VersionNegotiated",
+    "agreement of so many mappings",
+    "ask in NAT-PMP",
+    "ask in PCP",
+    "bad link",
+    "confirmation",
+    "delete in NAT-PMP",
+    "delete in PCP",
+    "external address change",
+    "forged MAP answer, claimed",
+    "forged announcement, claimed",
+    "forged stranger, not claimed",
+    "move",
+    "old datagram again",
+    "pair",
+    "parting delete",
+    "partition",
+    "reboot",
+    "reboot that nobody hears of",
+    "recover in NAT-PMP",
+    "recover in PCP",
+    "recovery",
+    "renew in NAT-PMP",
+    "renew in PCP",
+    "restore",
+    "retransmission",
+    "sent again with the first question in the other version",
+    "sleep",
+    "wake-up call",
+    "wanted again at once",
+    "window full",
+}
+
+
+def search(examples: int) -> None:
     """Look for a life in which something is wrong, and do not make it shorter."""
     lives = settings(LIVES, max_examples=examples, derandomize=True, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(kind, settings=lives)
+    run_state_machine_as_test(Life, settings=lives)
+
+
+def test_whatever_happens_clients_keep_what_is_wanted_and_know_what_they_have() -> None:
+    """Always the same lives, or as many others as are asked for."""
+    number = os.environ.get("CLIENT_EXAMPLES")
+    lives = settings(LIVES, max_examples=int(number or 120), derandomize=number is None)
+    Life.met.clear()
+    try:
+        run_state_machine_as_test(Life, settings=lives)
+    finally:
+        print("".join(f"\n{count:9} {what}" for what, count in sorted(Life.met.items())))  # for who runs it with -s
+    assert REACHED - Life.met.keys() == set()

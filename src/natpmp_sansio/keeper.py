@@ -201,9 +201,8 @@ class Keeper(Machine[TimerKey]):
         if isinstance(outcome, MapAnswer):
             self._on_map_answer(dialect, outcome, now)
             return
-        questions = [each for each in self._exchanges if each.mapping is None and each.dialect is dialect]
-        if not from_server:
-            questions = []
+        open_here = self._exchanges if from_server else ()
+        questions = [each for each in open_here if each.mapping is None and each.dialect is dialect]
         if not questions and outcome.reason is not None:
             self._rejected[Rejected.UNASKED] += 1  # it proves nothing, least of all an epoch
             return
@@ -582,14 +581,14 @@ class Keeper(Machine[TimerKey]):
         self._settle(pair)
 
     def _settle(self, pair: Pair) -> None:
-        """Tell both once both have been answered, or let one of them ask for the other's port."""
+        """Tell both once both have been answered here, or let one of them ask for the other's port."""
         both = (pair.tcp, pair.udp)
-        if pair.is_following or any(each.exchange or each.state is MappingState.REQUESTING for each in both):
+        if pair.is_following or any(each.exchange or each.is_unsure for each in both):
             return
         if pair.agrees:
             pair.rounds, pair.is_split = 0, False
         elif pair.udp.is_held and pair.tcp.is_held:
-            if pair.rounds < _PAIR_ROUNDS:
+            if pair.rounds < pair.MAX_ROUNDS:
                 pair.rounds += 1
                 self._vacate(both[pair.rounds % 2], both[(pair.rounds + 1) % 2])  # in turn, TCP's port first
                 return
@@ -769,7 +768,7 @@ class Keeper(Machine[TimerKey]):
                 mapping.renew_at = None
                 self._arm(mapping)
                 if not self._is_led(mapping, now):
-                    self._tasks.append((Purpose.RENEW, mapping))
+                    self._queue_renewal(mapping)
             case Timer.RENEW | Timer.EXPIRE:
                 why = Reason.EXPIRED if mapping.dialect is not None else Reason.NETWORK_CHANGED
                 self._lose(mapping, why, None, max(now, mapping.hold_until))
@@ -794,10 +793,8 @@ class Keeper(Machine[TimerKey]):
             return
         has_lost = self._is_restart_told
         self._is_restart_told = False
-        if has_lost:
-            self._last_recovery = now
-        else:
-            self._last_confirmation = now
+        self._last_confirmation = now
+        self._last_recovery = now if has_lost else self._last_recovery
         for mapping in self._mappings.values():
             if mapping.is_held and mapping.generation < self._generation:
                 self._end(mapping.exchange)
@@ -831,10 +828,14 @@ class Keeper(Machine[TimerKey]):
             return False
         mapping.renew_at, mapping.next_renewal = at if at > now else None, mapping.renewals
         self._arm(mapping)
-        if at == now and not mapping.is_renewal_queued:
+        if at == now:
+            self._queue_renewal(mapping)
+        return True
+
+    def _queue_renewal(self, mapping: Tracked) -> None:
+        if not mapping.is_renewal_queued:
             mapping.is_renewal_queued = True
             self._tasks.append((Purpose.RENEW, mapping))
-        return True
 
     def _arm(self, mapping: Tracked) -> None:
         """Wake up for a held mapping at its next renewal, or at the end of its lease if there is none."""
@@ -1036,9 +1037,8 @@ class Keeper(Machine[TimerKey]):
                 break
             if purpose is Purpose.RENEW:
                 mapping.is_renewal_queued = False  # not before: what has to wait stays queued
-            if not is_of_use:
-                continue
-            self._start_task(purpose, mapping, dialect, now)
+            if is_of_use:
+                self._start_task(purpose, mapping, dialect, now)
         if self._closing and not self._mappings and not self._closed:
             self._closed = True
             self._timers.clear()
@@ -1196,5 +1196,4 @@ _ADDRESS_WAIT = 2.0  # s for which a NAT-PMP grant waits for the external addres
 _FALLBACK_RETRY = 1.0  # s until the other dialect is tried again that had no room
 _BURST = 75.0  # s within which announcements are copies of one: the longest gap is 64 s (RFC 6886 section 3.2.1)
 _ALL_ADDRESSES_HOLD = 900.0  # s until a server is tried again of which no address answers (RFC 7488 section 3)
-_PAIR_ROUNDS = 4  # how often one of a pair is asked for again before its gateway is said not to be able to
 _MISMATCHES = 2  # answers with another endpoint than the only one wanted, before they are taken at their word

@@ -166,6 +166,11 @@ class Tracked:
         return self.state is MappingState.HELD
 
     @property
+    def is_unsure(self) -> bool:
+        """Whether the gateway here has not been heard about it."""
+        return self.state is MappingState.REQUESTING or (self.is_held and self.dialect is None)
+
+    @property
     def granted(self) -> Wish:
         """The wish with what was granted, to renew or delete just that; the wish itself may suggest another by now."""
         if self.external is None or not self.wish.has_ports:
@@ -181,7 +186,7 @@ class Tracked:
             case Purpose.CREATE | Purpose.VACATE:
                 return self.state is MappingState.REQUESTING
             case Purpose.RENEW:
-                return in_force and self.renew_at is None
+                return in_force and self.renew_at is None and now >= self.hold_until
             case Purpose.CONFIRM:
                 return in_force and self.generation < generation
             case _:
@@ -243,6 +248,8 @@ class Pair:
     UDP goes first and TCP follows right behind it, in each round: some gateways drop a rule of TCP's when UDP of the
     same port is renewed or deleted, and TCP's own renewal puts it back (miniupnpd 2.3.1).
     """
+
+    MAX_ROUNDS: typing.ClassVar[int] = 4  # before the gateway is said not to be able to
 
     udp: Tracked
     tcp: Tracked
