@@ -16,7 +16,8 @@ import tempfile
 import time
 
 SOURCES = pathlib.Path(__file__).parent.parent / "src"
-CLIENT, DIALECTS, EPOCH, SCHEDULE = "client.py", "dialects.py", "epoch.py", "retransmission.py"
+CLIENT, KEEPER, LIFECYCLE = "client.py", "keeper.py", "lifecycle.py"
+DIALECTS, EPOCH, SCHEDULE, SPEECH = "dialects.py", "epoch.py", "retransmission.py", "speech.py"
 
 Fault = tuple[str, str, str, str]
 # name, file, what is there, what is wrong instead
@@ -26,37 +27,39 @@ FAULTS: tuple[Fault, ...] = (
     ("PCP epoch too slow", EPOCH, "or server + 2 < client - client // 16", ""),
     (
         "renewal after expiry",
-        CLIENT,
-        "            case Timer.EXPIRE:\n",
+        KEEPER,
+        "            case Timer.RENEW | Timer.EXPIRE:\n",
         (
             "            case Timer.EXPIRE if mapping.is_renewal_open:\n"
-            "                return\n            case Timer.EXPIRE:\n"
+            "                return\n            case Timer.RENEW | Timer.EXPIRE:\n"
         ),
     ),
+    ("renewal at expiry", SCHEDULE, "float(lifetime * (1.0 - 0.5**attempt))", "float(lifetime)"),
     (
         "forgotten nonce",
-        CLIENT,
-        "            data = dialect.map_request(wish)\n",
+        KEEPER,
+        "            mapping.maybe_there = True\n            if purpose",
         (
+            "            mapping.maybe_there = True\n"
             "            wish = mapping.wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))\n"
-            "            data = dialect.map_request(wish)\n"
+            "            if purpose"
         ),
     ),
     (
         "lost delete",
-        CLIENT,
+        KEEPER,
         "        if mapping.maybe_there:\n            self._releasing",
         "        if mapping.maybe_there and not self._exchanges:\n            self._releasing",
     ),
     (
         "stale deadline",
         "timers.py",
-        "        if self._entries.pop(key, None):\n            self._discard_stale()\n",
-        "        self._entries.pop(key, None)\n",
+        "        heapq.heappush(self._heap, entry)\n        self._discard_stale()\n",
+        "        heapq.heappush(self._heap, entry)\n",
     ),
     (
         "deadline of what is over",
-        CLIENT,
+        KEEPER,
         "        self._exchanges.pop(exchange, None)\n        self._timers.cancel((Timer.RETRANSMIT, exchange))\n",
         "        self._exchanges.pop(exchange, None)\n",
     ),
@@ -67,102 +70,175 @@ FAULTS: tuple[Fault, ...] = (
         "nominal = _IRT if previous is None else min(2.0 * previous, _MRT)",
         "nominal = _IRT if previous is None else min(1.5 * previous, _MRT)",
     ),
-    ("no retransmission", CLIENT, "exchange.attempts < exchange.limit:\n", "exchange.attempts < 2:\n"),
+    ("no retransmission", KEEPER, "exchange.attempts >= exchange.limit:\n", "exchange.attempts >= 2:\n"),
     ("retransmission without a cap", SCHEDULE, "min(2.0 * previous, _MRT)", "2.0 * previous"),
-    ("window ignored", CLIENT, "(1 if dialect.serial else self._config.window)", "(1 if dialect.serial else 99)"),
-    ("two requests in NAT-PMP", CLIENT, "(1 if dialect.serial else", "(2 if dialect.serial else"),
+    ("renewal sent twice", DIALECTS, "renewal_attempts = 1  #", "renewal_attempts = 2  #"),
+    ("window ignored", KEEPER, "(1 if dialect.serial else self._config.window)", "(1 if dialect.serial else 99)"),
+    ("two requests in NAT-PMP", KEEPER, "(1 if dialect.serial else", "(2 if dialect.serial else"),
     (
         "recovery not paced",
-        CLIENT,
-        "max(now + recovery_delay(self._rng), self._last_recovery + self._config.recovery_interval)",
+        KEEPER,
+        "max(now + recovery_delay(self._rng), last + self._config.recovery_interval)",
         "now + recovery_delay(self._rng)",
     ),
     (
         "no recovery",
-        CLIENT,
-        "mapping.generation < self._generation:\n                self._end",
-        "False:\n                self._end",
+        KEEPER,
+        "            if mapping.is_held and mapping.generation < self._generation:\n                self._end",
+        "            if False:\n                self._end",
     ),
+    (
+        "a recovery that is not taken up again",
+        KEEPER,
+        "        else:\n            due = self._timers.deadline((Timer.RECOVER, None))\n",
+        "        elif False:\n            due = self._timers.deadline((Timer.RECOVER, None))\n",
+    ),
+    ("no confirmation", KEEPER, "        if is_new and not has_lost and", "        if False and"),
+    (
+        "another address that is not doubted",
+        KEEPER,
+        "        elif outcome.address != self._external_address:\n",
+        "        elif outcome.address is None:\n",
+    ),
+    ("a copy of a grant renews", LIFECYCLE, "return is_same and now", "return False and now"),
     (
         "delete with port",
         DIALECTS,
-        "attrs.evolve(wish, options=kept), 0, None",
-        "attrs.evolve(wish, options=kept), wish.external.port, None",
+        "attrs.evolve(wish, options=kept), 0, zeros",
+        "attrs.evolve(wish, options=kept), wish.external.port, zeros",
     ),
     (
         "nonce not compared",
-        DIALECTS,
-        "(answer.nonce, answer.protocol, answer.internal_port) == (wish.nonce, wish.protocol, wish.internal_port)",
-        "(answer.protocol, answer.internal_port) == (wish.protocol, wish.internal_port)",
+        KEEPER,
+        "found = self._by_nonce.get(answer.nonce)\n",
+        (
+            "found = next((m for m in self._wanted.values() if m.wish.internal_port == answer.internal_port), None)\n"
+            "            answer = attrs.evolve(answer, nonce=found.wish.nonce if found else b'')\n"
+        ),
     ),
     (
         "grant not told",
-        CLIENT,
-        "        else:\n            self._emit(MappingRenewed(**about, external=external))",
-        "        elif mapping.renewals < 2:\n            self._emit(MappingRenewed(**about, external=external))",
+        KEEPER,
+        "        else:\n            self._report(MappingRenewed, mapping",
+        "        elif mapping.wish.internal_port != 81:\n            self._report(MappingRenewed, mapping",
     ),
     (
         "lease believed too long",
-        CLIENT,
+        KEEPER,
         "float(min(answer.lifetime, self._config.max_lifetime))",
         "float(max(answer.lifetime, mapping.wish.lifetime))",
     ),
-    ("version error believed always", CLIENT, "if self._is_proven_other_than(offered) or (", "if ("),
+    (
+        "version error believed always",
+        KEEPER,
+        "            self._speech.is_proven_other_than(offered)\n            or (",
+        "            (",
+    ),
     (
         "two ends",
-        CLIENT,
-        "        self._emit(event)\n\n    # --- exchanges",
+        KEEPER,
+        "            self._report(MappingReleased, mapping, confirmed=confirmed)\n",
         (
-            "        self._emit(event)\n        if event.internal_port == 81:\n"
-            "            self._emit(event)\n\n    # --- exchanges"
+            "            self._report(MappingReleased, mapping, confirmed=confirmed)\n"
+            "            if mapping.wish.internal_port == 81:\n"
+            "                self._report(MappingReleased, mapping, confirmed=confirmed)\n"
         ),
     ),
     (
         "task order",
         CLIENT,
-        "self._tasks.append((_Purpose.CREATE, mapping))\n        self._pump",
-        "self._tasks.appendleft((_Purpose.CREATE, mapping))\n        self._pump",
+        "        self._tasks.append((Purpose.CREATE, mapping))\n        return mapping",
+        "        self._tasks.appendleft((Purpose.CREATE, mapping))\n        return mapping",
     ),
     (
         "hold time ignored",
-        CLIENT,
+        KEEPER,
         "self._refuse(mapping, reason, code, now + hold)",
         "self._refuse(mapping, reason, code, now + hold / 2)",
     ),
-    ("full server asked again", CLIENT, "return now < self._hold_new_until or", "return"),
+    (
+        "full server asked again",
+        KEEPER,
+        "(is_taken or now < self._hold_new_until)",
+        "is_taken",
+    ),
+    ("a port that is taken asked for again", KEEPER, "mapping.suggest(wish.external.address, 0)", "pass"),
     ("renewals too close", DIALECTS, "renewal_gap = retransmission.MIN_RENEWAL_GAP", "renewal_gap = 0.0"),
     ("renewal too early", SCHEDULE, "lifetime * (1.0 - 0.5**attempt)", "lifetime * (1.0 - 0.6**attempt)"),
     (
         "nothing told of the address",
-        CLIENT,
-        "if mapping.state is MappingState.HELD and mapping.follows_gateway:",
+        KEEPER,
+        "if mapping.is_held and mapping.follows_gateway and mapping.external is not None:",
         "if False:",
     ),
     (
-        "a copy of a delete's answer",
+        "another gateway's address with the old port",
         CLIENT,
-        "and answer.is_deletion:\n            self._unmatched",
-        "and False:\n            self._unmatched",
+        "mapping.follows_gateway = mapping.is_renewal_open = False",
+        "mapping.is_renewal_open = False",
+    ),
+    (
+        "a move that is not told",
+        CLIENT,
+        "            mapping.expires_at = min(mapping.expires_at, now + _MOVE_GRACE)\n",
+        "",
+    ),
+    ("the old nonce elsewhere", CLIENT, "self._local.version), nonce=nonce)", "self._local.version))"),
+    ("a restart with other nonces", CLIENT, "nonce=each.nonce, family=each.family", "family=each.family"),
+    (
+        "a restart that forgets what is there",
+        CLIENT,
+        "                mapping.maybe_there = True\n",
+        "                pass\n",
+    ),
+    (
+        "TCP does not follow",
+        KEEPER,
+        "            pair.is_following = self._renew_now(pair.tcp, now)\n",
+        "            pair.is_following = False\n",
+    ),
+    ("a pair that stays apart", KEEPER, "            if pair.rounds < pair.MAX_ROUNDS:\n", "            if False:\n"),
+    ("a pair told too early", KEEPER, "if mapping.pair is None or mapping.pair.agrees:", "if True:"),
+    (
+        "a copy of a delete's answer",
+        KEEPER,
+        "            if exchange.mismatches <= self._config.delete_attempts:\n",
+        "            if False:\n",
     ),
     (
         "early wake-up does something",
-        CLIENT,
+        KEEPER,
         "        if due:\n            self._pump(now)",
         "        if due or self._tasks:\n            self._hold_new_until = 0.0\n            self._pump(now)",
     ),
     (
         "closed too early",
-        CLIENT,
+        KEEPER,
         "if self._closing and not self._mappings and not self._closed:",
         "if self._closing and not self._exchanges and not self._closed:",
     ),
     (
         "until ignored",
         CLIENT,
-        "            self._timers.set((Timer.DEADLINE, mapping), until)",
-        "            self._timers.set((Timer.DEADLINE, mapping), until + 1.0)",
+        "            self._timers.set((Timer.DEADLINE, mapping), mapping.wish.until)",
+        "            self._timers.set((Timer.DEADLINE, mapping), mapping.wish.until + 1.0)",
+    ),
+    (
+        "a request that is doubled when the version changes",
+        KEEPER,
+        "                stays = exchange.dialect is self._dialect_for(exchange.purpose, mapping)\n",
+        "                stays = False\n",
     ),
 )
+
+
+SEARCH = """
+import test_client_machine as machine
+try:
+    machine.search({examples})
+finally:
+    print(machine.Life.begun)
+"""
 
 
 def plant(fault: Fault, sources: pathlib.Path) -> None:
@@ -184,12 +260,12 @@ def search(fault: Fault | None, examples: int) -> str | None:
             plant(fault, sources)
         try:
             done = subprocess.run(
-                [sys.executable, "-c", f"import test_client_machine as machine; machine.search({examples})"],
+                [sys.executable, "-c", SEARCH.format(examples=examples)],
                 env={**os.environ, "PYTHONPATH": f"{sources}{os.pathsep}{tests}", "PYTHONDONTWRITEBYTECODE": "1"},
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=60.0 + examples,
+                timeout=60.0 + examples / 4,
             )
         except subprocess.TimeoutExpired:
             return "it never comes to an end"
@@ -197,7 +273,8 @@ def search(fault: Fault | None, examples: int) -> str | None:
         return None
     lines = [line.strip() for line in done.stderr.splitlines()]
     last = max((number for number, line in enumerate(lines) if line.startswith("File ")), default=0)
-    return " ".join(line for line in lines[last + 1 : last + 2]) or "it could not run"
+    what = " ".join(line for line in lines[last + 1 : last + 2]) or "it could not run"
+    return f"{done.stdout.strip():>4} examples: {what}"
 
 
 def main(examples: int = 1000, *names: str) -> None:
@@ -209,7 +286,7 @@ def main(examples: int = 1000, *names: str) -> None:
             continue
         start = time.monotonic()
         found = search(fault, examples)
-        print(f"{name:32}{time.monotonic() - start:7.1f} s  {found or 'not found'}", flush=True)
+        print(f"{name:52}{time.monotonic() - start:7.1f} s  {found or 'not found'}", flush=True)
         if (found is None) is (fault is not None):
             wrong.append(name)
     print(f"wrong: {', '.join(wrong) or 'none'}")
