@@ -1642,7 +1642,7 @@ def search(examples: int) -> None:
 def test_whatever_happens_clients_keep_what_is_wanted_and_know_what_they_have() -> None:
     """Always the same lives, or as many others as are asked for."""
     number = os.environ.get("CLIENT_EXAMPLES")
-    lives = settings(LIVES, max_examples=int(number or 120), derandomize=number is None)
+    lives = settings(LIVES, max_examples=int(number or 60), derandomize=number is None)
     Life.met.clear()
     try:
         run_state_machine_as_test(Life, settings=lives)
