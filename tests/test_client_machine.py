@@ -779,7 +779,7 @@ class Watched:
             self.promise(known, promise, is_awaited=is_awaited)
             return
         known.is_confirmed |= not known.is_wanted and code == 0
-        known.may_exist &= known.is_wanted or code == 0  # what cannot be deleted is taken to be gone
+        known.may_exist &= known.kind != "delete" or code == 0  # what cannot be deleted is taken to be gone
         hold = now + min(max(float(message.lifetime) if code else 0.0, MIN_HOLD), MAX_HOLD)
         if code == pcp.ResultCode.NO_RESOURCES and (known.kind == "delete" or not known.is_wanted):
             self.hold_all = hold  # of a server without room, ask no more (RFC 6887 section 11.4)

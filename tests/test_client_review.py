@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tracemalloc
 import typing
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -419,6 +420,28 @@ def test_what_is_asked_again_and_again_while_there_is_no_room_is_queued_once() -
         assert tracemalloc.get_traced_memory()[0] < 50_000
     finally:
         tracemalloc.stop()
+
+
+def test_what_waits_to_be_confirmed_while_recoveries_meet_with_silence_is_queued_once() -> None:
+    """Each recovery made the queue longer."""
+    client = make_client((2,), window=1)
+    for port in range(80, 90):
+        client.map_port(TCP, port, 0.0, lifetime=86400)
+        (request,), _ = drain(client)
+        client.receive_datagram(answer(request, external_port=port), SERVER, 0.0)
+        drain(client)
+    client.receive_datagram(announcement(1), SERVER, 10.0)
+    silence(client, 500.0)
+    asked: Counter[int] = Counter()
+    tracemalloc.start()
+    try:
+        for end in range(1000, 40_000, 500):
+            asked.update(data[41] for _, data in silence(client, float(end))[0])  # the internal port
+        assert tracemalloc.get_traced_memory()[0] < 30_000
+    finally:
+        tracemalloc.stop()
+    assert sorted(asked) == list(range(80, 90))
+    assert min(asked.values()) > 0.9 * max(asked.values())
 
 
 # --- what a caller says

@@ -795,28 +795,19 @@ class Keeper(Machine[TimerKey]):
         self._is_restart_told = False
         self._last_confirmation = now
         self._last_recovery = now if has_lost else self._last_recovery
+        waiting = {mapping for purpose, mapping in (*self._tasks, *self._put_off) if purpose is Purpose.CONFIRM}
         for mapping in self._mappings.values():
             if mapping.is_held and mapping.generation < self._generation:
                 self._end(mapping.exchange)
-                self._tasks.append((Purpose.CONFIRM, mapping))
+                if mapping not in waiting:
+                    self._tasks.append((Purpose.CONFIRM, mapping))
             elif has_lost and mapping.state is MappingState.REFUSED:
                 self._retry_later(mapping, now)
             if has_lost and mapping.pair is not None:
                 mapping.pair.rounds = 0
 
     def _schedule_renewal(self, mapping: Tracked, earliest: float) -> None:
-        """The next try to renew that is not before `earliest`; none if the lease is over by then."""
-        dialect = mapping.dialect
-        assert dialect is not None
-        mapping.renew_at = None
-        earliest = max(earliest, mapping.no_renewal_before)
-        is_enough = mapping.wish.until is not None and mapping.expires_at >= mapping.wish.until
-        attempt = mapping.renewals
-        while earliest < mapping.expires_at and mapping.renew_at is None and not is_enough:
-            attempt += 1
-            at = mapping.granted_at + dialect.renewal(attempt, mapping.lifetime)
-            if at >= earliest:
-                mapping.renew_at, mapping.next_renewal = at, attempt
+        mapping.plan_renewal(earliest)
         self._arm(mapping)
 
     def _renew_now(self, mapping: Tracked, now: float, *, is_put_off: bool = True) -> bool:

@@ -192,6 +192,19 @@ class Tracked:
             case _:
                 return self.state is MappingState.RELEASING
 
+    def plan_renewal(self, earliest: float) -> None:
+        """`renew_at` is the next try that is not before `earliest`; None if the lease is over by then, or enough."""
+        assert self.dialect is not None
+        self.renew_at = None
+        earliest = max(earliest, self.no_renewal_before)
+        is_enough = self.wish.until is not None and self.expires_at >= self.wish.until
+        attempt = self.renewals
+        while earliest < self.expires_at and self.renew_at is None and not is_enough:
+            attempt += 1
+            at = self.granted_at + self.dialect.renewal(attempt, self.lifetime)
+            if at >= earliest:
+                self.renew_at, self.next_renewal = at, attempt
+
     def suggest(self, address: IPAddress | None, port: int) -> None:
         """Ask for this endpoint from now on."""
         self.wish = attrs.evolve(self.wish, external=Endpoint(address, port))
