@@ -15,7 +15,7 @@ import pytest
 
 from loopback import Address, Server
 from natpmp_sansio import DiscoveryError
-from natpmp_sansio.adapters import blocking
+from natpmp_sansio.adapters import _driver, blocking, discovery
 from natpmp_sansio.adapters.discovery import DefaultGateway
 
 cli = pytest.importorskip("natpmp_sansio.cli", reason="the command needs its extra")
@@ -34,7 +34,7 @@ def at_gateway(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Makes an address the default gateway."""
 
     def use(address: Address) -> None:
-        monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(address, "lo")])
+        monkeypatch.setattr(discovery, "default_gateways", lambda **_: [DefaultGateway(address, "lo")])
 
     return use
 
@@ -87,7 +87,7 @@ def test_a_closed_port_gets_one_sentence_and_status_1(
 def test_a_silent_gateway_gets_one_sentence_and_status_1(
     silent: Address, at_gateway: Use, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "_LINGER", 0.05)
+    monkeypatch.setattr(_driver, "LINGER", 0.05)
     at_gateway(silent)
     assert failure(capsys, "--timeout", "1") == (
         "natpmp: 127.0.0.1 has not answered within 1 s; check its address, and that NAT-PMP or PCP is switched on in "
@@ -131,10 +131,10 @@ def test_giving_up_before_it_was_open_is_no_success(
 def test_no_gateway_gets_one_sentence_and_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def nothing() -> object:
+    def nothing(**_: object) -> object:
         raise DiscoveryError("this host has no default gateway: it may be offline")
 
-    monkeypatch.setattr(blocking, "default_gateways", nothing)
+    monkeypatch.setattr(discovery, "default_gateways", nothing)
     assert failure(capsys) == "natpmp: this host has no default gateway: it may be offline.\n"
 
 
@@ -182,10 +182,10 @@ def test_map_keeps_a_port_open_until_it_is_told_to_stop(ending: signal.Signals) 
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored\n"
         "from natpmp_sansio import cli\n"
-        "from natpmp_sansio.adapters import blocking, discovery\n"
+        "from natpmp_sansio.adapters import _driver, blocking, discovery, discovery\n"
         "from loopback import Server\n"
         "with Server() as server:\n"
-        "    blocking.default_gateways = lambda: [discovery.DefaultGateway(server.address, 'lo')]\n"
+        "    discovery.default_gateways = lambda **_: [discovery.DefaultGateway(server.address, 'lo')]\n"
         "    status = cli.run(['map', 'tcp', '8080', '--json', '-v', '--external-port', '8080'])\n"
         "print(*[type(event).__name__ for event in server.events])\n"
         "sys.exit(status)\n"

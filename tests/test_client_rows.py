@@ -62,7 +62,7 @@ from natpmp_sansio import (
     natpmp,
     pcp,
 )
-from natpmp_sansio.adapters import _sockets, blocking
+from natpmp_sansio.adapters import _driver, _sockets, blocking, discovery
 from natpmp_sansio.adapters.blocking import open_client
 from natpmp_sansio.adapters.discovery import DefaultGateway
 from natpmp_sansio.testing import Link, Simulation
@@ -355,8 +355,8 @@ def test_each_server_is_asked_from_one_address_of_its_own_family_and_with_a_nonc
 def test_a_server_that_is_named_is_asked_and_else_the_default_router(
     server: Server, silent: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(server.address, "lo")])
-    monkeypatch.setattr(blocking, "_LINGER", 0.0)
+    monkeypatch.setattr(discovery, "default_gateways", lambda **_: [DefaultGateway(server.address, "lo")])
+    monkeypatch.setattr(_driver, "LINGER", 0.0)
     with open_client(silent) as client:
         assert client.core.gateways == (silent,)
     with open_client() as client:
@@ -371,7 +371,7 @@ def test_a_server_that_is_named_is_asked_and_else_the_default_router(
 def test_one_socket_on_a_chosen_address_sends_it_all_and_announcements_are_heard_on_the_same_interface(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocking, "_LINGER", 0.0)
+    monkeypatch.setattr(_driver, "LINGER", 0.0)
     binds, joins = [], []
     bind, setsockopt = socket.socket.bind, socket.socket.setsockopt
 

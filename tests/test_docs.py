@@ -14,7 +14,7 @@ import pytest
 
 from loopback import Server
 from natpmp_sansio import MappingEvent
-from natpmp_sansio.adapters import blocking
+from natpmp_sansio.adapters import blocking, discovery
 from natpmp_sansio.adapters.discovery import DefaultGateway
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def test_a_python_block_runs(
     monkeypatch.chdir(tmp_path)
     with Server(max_lifetime=1) as server:  # leases so short that something happens soon
         host, port = server.address
-        monkeypatch.setattr(blocking, "default_gateways", lambda: [DefaultGateway(server.address, "lo")])
+        monkeypatch.setattr(discovery, "default_gateways", lambda **_: [DefaultGateway(server.address, "lo")])
         one_event = lambda client: itertools.islice(blocking.Events(client), 1)  # noqa: E731
         monkeypatch.setattr(blocking.BlockingClient, "events", one_event, raising=False)
         if "socket" in block:  # a home network is not at hand, but loopback is

@@ -300,6 +300,16 @@ class Client(Keeper):
                 self._release(mapping, None)
         self._pump(now)
 
+    def abandon(self, now: float) -> None:
+        """Close, and wait no longer for the gateway: leases that it did not hear of run out by themselves.
+
+        Emits: MappingReleased for what is left, then Closed, at once.
+        """
+        self.close(now)
+        for mapping in list(self._mappings.values()):
+            self._released(mapping, confirmed=False)
+        self._pump(self._now)
+
     def gateway_unreachable(self, now: float) -> None:
         """ICMP told us that nothing listens there: what is under way ends at once (RFC 6886 section 3.1).
 
@@ -323,7 +333,7 @@ class Client(Keeper):
         Whatever was learnt of the gateway is doubted: every mapping is asked for at once, and what was refused before
         too. At another gateway, or with another `local_address`, mappings are new: each is held for 30 s more, to be
         moved. What is left behind is deleted where the old gateway may still hear it, with one datagram each, which
-        comes out before the new requests: if `bind_address` is another afterwards, send those from the old socket.
+        comes out before the new requests: if `local_address` is another, `SendDatagram.source` is the old one in them.
 
         Emits: MappingRenewed or MappingChanged for what is confirmed or has moved, MappingLost for what has not;
         MappingFailed for what is the same as another mapping there, because it differed in the family outside alone.
@@ -431,7 +441,7 @@ class Client(Keeper):
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
             data = old.delete_request(mapping.granted) if old and (old.has_nonce or not has_moved) else None
             if data is not None and mapping.maybe_there and not is_anothers:
-                self._send(data, self.gateway, mapping)
+                self._send(data, self.gateway, mapping, self._local if has_moved else None)
             if mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
             elif mapping.is_errand:

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from .errors import LocalProtocolError
 from .events import Address, Event, Output, SendDatagram
 from .timers import TimerQueue
-from .wire.fields import pack_address, unpack_address
+from .wire.fields import IPAddress, pack_address, unpack_address
 
 
 class Core(typing.Protocol):
@@ -172,12 +172,12 @@ class Machine(typing.Generic[K]):
     def _emit(self, event: Event) -> None:
         self._queue.append((event, None))
 
-    def _send(self, data: bytes, addr: Address, sender: object) -> bool:
+    def _send(self, data: bytes, addr: Address, sender: object, source: IPAddress | None = None) -> bool:
         """Queue a datagram, unless its twin of the same `sender` still waits. False: it does."""
         if sender in self._waiting:
             return False
         self._waiting.add(sender)
-        self._queue.append((SendDatagram(data=data, addr=addr), sender))
+        self._queue.append((SendDatagram(data=data, addr=addr, source=source), sender))
         return True
 
     def _withdraw(self, sender: object) -> None:

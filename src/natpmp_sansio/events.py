@@ -55,10 +55,15 @@ class Reason(enum.Enum):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class SendDatagram(Value):
-    """Send `data` to `addr`, from the socket that the core's datagrams come from."""
+    """Send `data` to `addr`, from the socket that the core's datagrams come from.
+
+    `source` is None but for what is said in parting after `Client.network_changed`: then it is the local address that
+    the client had before, and only a socket that is still there should be used.
+    """
 
     data: bytes = attrs.field(repr=bytes.hex)
     addr: Address
+    source: IPAddress | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

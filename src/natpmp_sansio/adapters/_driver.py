@@ -1,4 +1,4 @@
-"""What every adapter needs and none should write again: pump a core, split sends from events, wake who waits.
+"""What every adapter needs and none should write again: pump a core, split sends from events, wake who waits, close.
 
 Without I/O: an adapter hands in datagrams and clock readings, sends what `take_sends` gives, and sleeps until
 `deadline`.
@@ -7,62 +7,61 @@ Without I/O: an adapter hands in datagrams and clock readings, sends what `take_
 from __future__ import annotations
 
 import logging
+import math
+import typing
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import attrs
-
 from ..client import Client
-from ..core import Core
+from ..core import Core, peer_key
+from ..errors import LocalProtocolError
 from ..events import (
     Address,
     Closed,
     Event,
+    ExternalAddressChanged,
+    ExternalAddressLearned,
+    MappingError,
     MappingFailed,
     MappingGranted,
     MappingId,
     MappingLost,
     MappingRefused,
     MappingReleased,
+    ProbeCompleted,
     SendDatagram,
 )
+from ..lifecycle import Mapping
 from ..wire import describe
+from ..wire.fields import IPAddress
 
 events_log = logging.getLogger("natpmp_sansio.events")
 datagrams_log = logging.getLogger("natpmp_sansio.datagrams")
 
 Unclaimed = Callable[[bytes, Address], None]
 
-Outcome = MappingGranted | MappingRefused | MappingLost | MappingFailed | MappingReleased
+C = typing.TypeVar("C", bound=Core)
+T = typing.TypeVar("T")
+
+LINGER = 5.0  # s that closing may take: a release that nobody confirms is given up then
+_MAX_EVENTS = 1000  # that wait for a subscriber; then the oldest are forgotten
 
 
-@attrs.define(eq=False)
-class Waiter:
-    """Somebody who waits for a mapping; `outcome` is the first event that settles it."""
-
-    mapping: MappingId
-    outcome: Outcome | None = None
-
-
-@attrs.define(eq=False)
-class Subscription:
-    """Somebody's queue of events, from now on. Forgotten when nobody holds it."""
-
-    queue: deque[Event] = attrs.field(factory=deque)
-
-
-class Driver:
+class Driver(typing.Generic[C]):
     """Pumps one core. `unclaimed` gets the datagrams that are none of its."""
 
-    def __init__(self, core: Core, unclaimed: Unclaimed | None = None) -> None:
+    def __init__(self, core: C, unclaimed: Unclaimed | None = None) -> None:
         self.core = core
         self.closed = False
         self._unclaimed = unclaimed
-        self._sends: deque[SendDatagram] = deque()
-        self._waiters: list[Waiter] = []
+        self._waits: dict[Wait[typing.Any], None] = {}
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
-        self._standing: list[Event] = []
+        self.standing: list[Event] = []
+        self._ends: list[Callable[[], object]] = []
+        self._lingers_until = math.inf
+
+    # --- in
 
     def receive(self, data: bytes, addr: Address, now: float, *, is_shared: bool) -> None:
         """A datagram has come in. `is_shared`: on the socket that others may use, so that it may be for them."""
@@ -72,10 +71,10 @@ class Driver:
         if not claimed and is_shared and self._unclaimed is not None:
             self._unclaimed(data, addr)
 
-    def unreachable(self, now: float) -> None:
-        """The socket reported an ICMP error (RFC 6886 section 3.1)."""
-        datagrams_log.debug("the gateway's port is closed (ICMP)")
-        if isinstance(self.core, Client):
+    def unreachable(self, addr: Address, now: float) -> None:
+        """ICMP said of something that was sent to `addr` that nobody is there (RFC 6886 section 3.1)."""
+        if isinstance(self.core, Client) and peer_key(addr) == peer_key(self.core.gateway):
+            datagrams_log.debug("%s: the port is closed (ICMP)", addr[0])
             self.core.gateway_unreachable(now)
 
     def wake(self, now: float) -> None:
@@ -83,53 +82,206 @@ class Driver:
         deadline = self.core.next_timeout()
         if deadline is not None and deadline <= now:
             self.core.handle_timeout(now)
+        if now >= self._lingers_until and isinstance(self.core, Client):
+            self.core.abandon(now)
 
     def deadline(self) -> float | None:
-        """When to wake up; what is already split off has been sent by then."""
-        return self.core.next_timeout()
+        """When to wake up, if what was given out to be sent has been."""
+        deadline = self.core.next_timeout()
+        if self._lingers_until == math.inf or self.closed:
+            return deadline
+        return self._lingers_until if deadline is None else min(deadline, self._lingers_until)
+
+    def close(self, now: float) -> None:
+        """Release every mapping: Closed follows, `LINGER` seconds later at most. A core that is no client just ends."""
+        if isinstance(self.core, Client):
+            self._lingers_until = min(self._lingers_until, now + LINGER)
+            self.core.close(now)
+        else:
+            self.end()
+
+    def abandon(self) -> None:
+        """Wait no longer for what closing waits for: leases that were not released run out by themselves."""
+        self._lingers_until = -math.inf
+
+    # --- out
 
     def take_sends(self) -> Iterator[SendDatagram]:
         """What is to be sent now, one by one. Events go to their subscribers on the way."""
-        while True:
-            for output in self.core.outputs():
-                if isinstance(output, SendDatagram):
-                    self._sends.append(output)
-                else:
-                    self.publish(output)
-            if not self._sends:
-                return
-            datagram = self._sends.popleft()
-            if datagrams_log.isEnabledFor(logging.DEBUG):
-                datagrams_log.debug("to %s: %s", datagram.addr[0], describe(datagram.data))
-            yield datagram
+        for output in self.core.outputs():
+            if isinstance(output, SendDatagram):
+                if datagrams_log.isEnabledFor(logging.DEBUG):
+                    datagrams_log.debug("to %s: %s", output.addr[0], describe(output.data))
+                yield output
+            else:
+                self.publish(output)
 
     def publish(self, event: Event) -> None:
         """Hand an event to everybody who wants it."""
-        events_log.debug("%r", event)
+        if events_log.isEnabledFor(logging.DEBUG):
+            events_log.debug("%r", event)
+        for wait in list(self._waits):
+            if wait.see(event):
+                self._finish(wait)
+        for subscription in list(self._subscriptions):
+            subscription.add(event)
         if isinstance(event, Closed):
-            self.closed = True
-        if isinstance(event, Outcome):
-            for waiter in self._waiters:
-                if waiter.mapping == event.mapping and waiter.outcome is None:
-                    waiter.outcome = event
-        for subscription in self._subscriptions:
-            subscription.queue.append(event)
+            self.end()
 
     def publish_standing(self, event: Event) -> None:
         """Hand on an event that goes on being true: whoever subscribes later gets it first."""
-        self._standing.append(event)
+        self.standing.append(event)
         self.publish(event)
 
+    def on_end(self, tell: Callable[[], object]) -> None:
+        """Call this once nothing more will happen, which may be now."""
+        if self.closed:
+            tell()
+        else:
+            self._ends.append(tell)
+
+    def end(self) -> None:
+        """Nothing more will happen. Who waits is told so."""
+        self.closed = True
+        while self._ends:
+            self._ends.pop()()
+        for wait in list(self._waits):
+            self._finish(wait)
+        for subscription in list(self._subscriptions):
+            subscription.wake()
+
+    # --- those who wait
+
     def subscribe(self) -> Subscription:
-        subscription = Subscription(deque(self._standing))
+        """Somebody's queue of events, from now on. Forgotten when nobody holds it."""
+        subscription = Subscription(self.standing)
         self._subscriptions.add(subscription)
         return subscription
 
-    def wait_for(self, mapping: MappingId) -> Waiter:
-        """To be given back with `forget`. Ask before the core is pumped, or the outcome may be missed."""
-        waiter = Waiter(mapping)
-        self._waiters.append(waiter)
-        return waiter
+    def begin(self, wait: Wait[T]) -> Wait[T]:
+        """To be given back with `forget`. Begin before the core is pumped, or what is waited for may be missed."""
+        self._waits[wait] = None
+        return wait
 
-    def forget(self, waiter: Waiter) -> None:
-        self._waiters.remove(waiter)
+    def forget(self, wait: Wait[typing.Any]) -> None:
+        self._waits.pop(wait, None)
+
+    def _finish(self, wait: Wait[typing.Any]) -> None:
+        del self._waits[wait]
+        wait.is_over = True
+        wait.wake()
+
+
+class Subscription:
+    """Somebody's queue of events. `wake` is called when there is something in it, or never will be again."""
+
+    def __init__(self, standing: list[Event]) -> None:
+        self.queue = deque(standing, _MAX_EVENTS)
+        self.wake: Callable[[], object] = _nobody
+
+    def add(self, event: Event) -> None:
+        if len(self.queue) == _MAX_EVENTS:
+            events_log.warning("an event was not read in time, and is forgotten: %r", self.queue[0])
+        self.queue.append(event)
+        self.wake()
+
+
+class Wait(typing.Generic[T]):
+    """What somebody waits for. `wake` is called once it is over."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.is_over = False
+        self.wake: Callable[[], object] = _nobody
+
+    def see(self, event: Event) -> bool:
+        """Take in an event. True: it is over now."""
+        raise NotImplementedError
+
+    def result(self) -> T:
+        """What was waited for.
+
+        Raises:
+            LocalProtocolError: the client was closed meanwhile.
+        """
+        raise LocalProtocolError("the client was closed meanwhile")
+
+    def result_within(self, timeout: float) -> T:
+        """The same, after so many seconds of waiting.
+
+        Raises:
+            TimeoutError: it is not over.
+        """
+        if not self.is_over:
+            raise TimeoutError(f"{self.client.gateway[0]} has not answered within {timeout:g} s")
+        return self.result()
+
+    def withdraw(self, now: float) -> None:
+        """Nobody waits any more. A question that was asked does no harm."""
+
+
+class Grant(Wait[tuple[Mapping, ...]]):
+    """For mappings that were asked for, which are given up again if they do not all come about."""
+
+    def __init__(self, client: Client, *mappings: MappingId) -> None:
+        super().__init__(client)
+        self._mappings = mappings
+        self._missing = set(mappings)
+        self._failure: MappingRefused | MappingLost | MappingFailed | MappingReleased | None = None
+
+    def see(self, event: Event) -> bool:
+        match event:
+            case MappingGranted():
+                self._missing.discard(event.mapping)
+            case MappingRefused() | MappingLost() | MappingFailed() | MappingReleased():
+                if event.mapping in self._mappings:
+                    self._failure = event
+        return self._failure is not None or not self._missing
+
+    def result(self) -> tuple[Mapping, ...]:
+        """The mappings.
+
+        Raises:
+            MappingError: one of them was refused, or given up by somebody else.
+        """
+        if self._failure is not None:
+            raise MappingError(self._failure)
+        granted = tuple(found for each in self._mappings if (found := self.client.mapping(each)) is not None)
+        return granted if len(granted) == len(self._mappings) else super().result()
+
+    def withdraw(self, now: float) -> None:
+        if self._missing or self._failure is not None:
+            for mapping in self._mappings:
+                self.client.unmap(mapping, now)
+
+
+class Answer(Wait[T]):
+    """For an event of which `pick` makes something."""
+
+    def __init__(self, client: Client, pick: Callable[[Event], T | None]) -> None:
+        super().__init__(client)
+        self._pick = pick
+        self._found: T | None = None
+
+    def see(self, event: Event) -> bool:
+        self._found = self._pick(event)
+        return self._found is not None
+
+    def result(self) -> T:
+        return super().result() if self._found is None else self._found
+
+
+def pick_probe(event: Event) -> ProbeCompleted | None:
+    return event if isinstance(event, ProbeCompleted) else None
+
+
+def pick_address(event: Event) -> IPAddress | None:
+    match event:
+        case ExternalAddressLearned(address=address) | ExternalAddressChanged(new=address):
+            return address
+        case _:
+            return None
+
+
+def _nobody() -> None:
+    """Nobody is to be woken."""

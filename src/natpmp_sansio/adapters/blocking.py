@@ -1,5 +1,6 @@
-"""For programs without an event loop. No hidden thread: mappings are renewed only while somebody pumps, that is
-during `map_port`, while `events()` is read, or whenever `process()` is called.
+"""For programs without an event loop. No hidden thread: mappings are renewed only while somebody pumps, that is during
+the calls that wait, while `events()` is read, or whenever `process()` is called. Who wants a thread takes
+`BackgroundClient`.
 """
 
 from __future__ import annotations
@@ -8,123 +9,72 @@ import contextlib
 import math
 import selectors
 import socket
-import threading
+import sys
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..client import Client
 from ..config import Config
-from ..core import Core, HostCore
-from ..errors import LocalProtocolError
-from ..events import Address, AnnouncementsUnavailable, Event, MappingError, MappingGranted, MappingId
+from ..core import Core
+from ..events import Event, MappingId, ProbeCompleted
 from ..gateway import Gateway
 from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
 from ..wishes import Wishes
-from . import _sockets
-from ._driver import Driver, Unclaimed, datagrams_log
-from .discovery import default_gateways
+from ._driver import Unclaimed, Wait
+from ._station import ClientStation, Station, Where
 
 C = typing.TypeVar("C", bound=Core)
-
-_LINGER = 5.0  # s that closing may take: a release that nobody confirms is given up then
-_READS = 256  # datagrams taken from one socket before the clock is looked at again
+T = typing.TypeVar("T")
 
 
 class Driven(typing.Generic[C]):
     """A core on its sockets. One thread only: the one that opened it.
 
-    For a loop of your own: wait until `fileno()` is readable or `next_timeout()` (on `time.monotonic()`) has come,
-    then call `process()`.
+    For a loop of your own: wait until `fileno()` is readable or `timeout()` seconds have passed, then call `process()`.
     """
 
-    def __init__(self, core: C, sock: socket.socket, *, unclaimed: Unclaimed | None, connected: Address | None) -> None:
-        self.core = core
-        self._driver = Driver(core, unclaimed)
-        self._sock = sock
-        self._connected = connected
-        self._owner = threading.get_ident()
-        self._announcements: socket.socket | None = None
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(sock, selectors.EVENT_READ)
+    def __init__(self, station: Station[C], selector: _Selector) -> None:
+        self.core = station.core
+        self._station = station
+        self._selector = selector
 
     def process(self) -> None:
         """Do all that is due, without waiting: read, keep time, send."""
-        if threading.get_ident() != self._owner:
-            raise LocalProtocolError("this belongs to the thread that opened it")
-        self._read(self._sock)
-        if self._announcements is not None:
-            self._read(self._announcements)
-        self._driver.wake(time.monotonic())
-        self._send()
+        self._station.check_thread()
+        self._selector.select(0.0)
+        self._station.pump()
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self, timeout: float = math.inf) -> None:
         """Wait until something is to be done, `timeout` seconds at most, and do it."""
-        self._send()
-        deadline = self._driver.deadline()
-        if deadline is not None:
-            until_deadline = max(0.0, deadline - time.monotonic())
-            timeout = until_deadline if timeout is None else min(timeout, until_deadline)
-        self._selector.select(timeout)
-        self.process()
+        self._station.check_thread()
+        self._station.pump()
+        self._selector.select(min(timeout, self._until_deadline()))
+        self._station.pump()
 
-    def next_timeout(self) -> float | None:
-        """By when `process` wants to be called (`time.monotonic()`); None: only when there is something to read."""
-        return self._driver.deadline()
+    def timeout(self) -> float | None:
+        """Seconds until `process` wants to be called; None: only when there is something to read."""
+        remaining = self._until_deadline()
+        return None if remaining == math.inf else remaining
 
     def fileno(self) -> int:
-        """A descriptor that is readable when there is something to process (where the system has such a thing)."""
+        """A descriptor that is readable when there is something to process."""
         return self._selector.fileno()
 
     def events(self) -> Events:
-        """What happens from now on. Reading waits, and pumps; it ends when the core is closed."""
+        """What happens from now on. Reading waits, and pumps; it ends when the core is closed. Who does not keep up
+        with a thousand events loses the oldest."""
         return Events(self)
 
     def run(self) -> None:
         """Pump until the core is closed."""
-        while not self._driver.closed:
+        while not self._station.driver.closed:
             self.wait()
 
-    def listen_for_announcements(self, local: Address, gateway: Address) -> None:
-        """Hear the gateway's announcements on a second socket; where that cannot be, say so with an event."""
-        try:
-            sock = _sockets.open_announcement_socket(local)
-        except OSError as error:
-            self._driver.publish_standing(AnnouncementsUnavailable(gateway=gateway, reason=str(error)))
-        else:
-            self._announcements = sock
-            self._selector.register(sock, selectors.EVENT_READ)
-
-    def close(self) -> None:
-        """Close what was opened here. Nothing is sent any more. A second call does nothing."""
-        self._driver.closed = True
-        if self._announcements is not None:
-            self._announcements.close()
-        self._selector.close()
-
-    def _read(self, sock: socket.socket) -> None:
-        for _ in range(_READS):
-            try:
-                datagram = _sockets.receive(sock)
-            except OSError:
-                self._driver.unreachable(time.monotonic())
-                continue
-            if datagram is None:
-                return
-            # What else is said to the announcement group was never the caller's business.
-            self._driver.receive(*datagram, time.monotonic(), is_shared=sock is self._sock)
-
-    def _send(self) -> None:
-        for datagram in self._driver.take_sends():
-            try:
-                _sockets.send(self._sock, datagram.data, datagram.addr, self._connected)
-            except ConnectionError:
-                self._driver.unreachable(time.monotonic())
-            except OSError as error:
-                datagrams_log.debug(
-                    "not sent to %s: %s", datagram.addr[0], error
-                )  # as good as lost; the core sends again
+    def _until_deadline(self) -> float:
+        deadline = self._station.deadline()
+        return math.inf if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 class Events:
@@ -132,69 +82,83 @@ class Events:
 
     def __init__(self, driven: Driven[typing.Any]) -> None:
         self._driven = driven
-        self._subscription = driven._driver.subscribe()
+        self._subscription = driven._station.driver.subscribe()
 
-    def __iter__(self) -> Events:
+    def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
         while not self._subscription.queue:
-            if self._driven._driver.closed:
+            if self._driven._station.driver.closed:
                 raise StopIteration
             self._driven.wait()
         return self._subscription.queue.popleft()
 
     def pending(self) -> list[Event]:
-        """What has happened already, without waiting."""
+        """What has happened already and was not taken; waits for nothing."""
         happened = list(self._subscription.queue)
         self._subscription.queue.clear()
         return happened
 
 
 class BlockingClient(Driven[Client]):
-    """A `Client` on its sockets: see `open_client`."""
+    """A `Client` on its sockets: see `open_client`. Times are seconds.
 
-    _lingers_until: float | None = None
+    What waits does so for `timeout` seconds at most, and raises:
+        MappingError: the gateway refuses, or cannot be reached; its event says why.
+        TimeoutError: no answer so far.
+        LocalProtocolError: wrong use, before anything has changed.
+    In each case what was asked for is given up again. The arguments are those of `Client`'s methods.
+    """
+
+    _station: ClientStation
 
     def map_port(
         self, protocol: Protocol | int, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
     ) -> Mapping:
-        """Ask for a mapping and wait until it holds, `timeout` seconds at most. The arguments are `Client.map_port`'s.
-
-        Raises:
-            MappingError: the gateway refuses, or cannot be reached; its event says why.
-            TimeoutError: no answer so far.
-            LocalProtocolError: wrong use.
-        In each case the mapping is given up again.
-        """
-        mapping = self.keep_port(protocol, internal_port, **wishes)
-        waiter = self._driver.wait_for(mapping)
-        give_up_at = time.monotonic() + timeout
-        try:
-            while waiter.outcome is None:
-                remaining = give_up_at - time.monotonic()
-                if remaining <= 0:
-                    raise TimeoutError(f"{self.core.gateway[0]} has not answered within {timeout:g} s")
-                self.wait(remaining)
-            granted = self.core.mapping(mapping)
-            if isinstance(waiter.outcome, MappingGranted) and granted is not None:
-                return granted
-            raise MappingError(typing.cast("typing.Any", waiter.outcome))
-        except BaseException:
-            self.unmap(mapping)
-            raise
-        finally:
-            self._driver.forget(waiter)
+        """Ask for a mapping and wait until it holds. It is kept until `unmap`, or the end of the block."""
+        (mapping,) = self._wait(self._station.map_port(protocol, internal_port, wishes), timeout)
+        return mapping
 
     def keep_port(self, protocol: Protocol | int, internal_port: int, **wishes: typing.Unpack[Wishes]) -> MappingId:
         """Ask for a mapping and do not wait; `events()` tells what comes of it."""
-        return self.core.map_port(protocol, internal_port, time.monotonic(), **wishes)
+        return self._station.keep_port(protocol, internal_port, wishes)
 
-    def unmap(self, mapping: MappingId) -> bool:
+    def map_pair(
+        self, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
+    ) -> tuple[Mapping, Mapping]:
+        """Ask for TCP and UDP on one external port, and wait for both."""
+        tcp, udp = self._wait(self._station.map_pair(internal_port, wishes), timeout)
+        return tcp, udp
+
+    def map_peer(
+        self,
+        protocol: Protocol | int,
+        internal_port: int,
+        remote: tuple[str | IPAddress, int],
+        *,
+        timeout: float = 30.0,
+        **wishes: typing.Unpack[Wishes],
+    ) -> Mapping:
+        """Learn of, and keep alive, the mapping of one flow, and wait until it holds (PCP)."""
+        (mapping,) = self._wait(self._station.map_peer(protocol, internal_port, remote, wishes), timeout)
+        return mapping
+
+    def unmap(self, mapping: Mapping | MappingId) -> bool:
         """Give a mapping up. False: it is finished already."""
-        released = self.core.unmap(mapping, time.monotonic())
-        self._send()
-        return released
+        return self._station.unmap(mapping)
+
+    def probe(self, *, timeout: float = 30.0) -> ProbeCompleted:
+        """Find out what the gateway speaks, and why it may not work, without any effect there."""
+        return self._wait(self._station.probe(), timeout)
+
+    def external_address(self, *, timeout: float = 30.0) -> IPAddress:
+        """Ask for the gateway's external address."""
+        return self._wait(self._station.external_address(), timeout)
+
+    def network_changed(self) -> None:
+        """Ask for every mapping again, now. Other networks and sleep are noticed without it, within seconds."""
+        self._station.network_changed()
 
     def mapping(self, mapping: MappingId) -> Mapping | None:
         """One mapping, or None once it is finished."""
@@ -205,72 +169,87 @@ class BlockingClient(Driven[Client]):
         return self.core.mappings
 
     @property
-    def external_address(self) -> IPAddress | None:
-        return self.core.external_address
-
-    @property
     def version(self) -> int | None:
+        """2 is PCP, 0 is NAT-PMP; None until the gateway has answered."""
         return self.core.version
 
+    def snapshot(self) -> dict[str, typing.Any]:
+        """What another process needs to take over: for `open_client(snapshot=...)`. Plain values; keep them private."""
+        return self._station.snapshot()
+
+    def detach(self) -> dict[str, typing.Any]:
+        """Stop here and leave the mappings to whoever takes this snapshot up, until their leases are over."""
+        saved = self._station.snapshot()
+        self._station.shut()
+        return saved
+
     def release(self) -> None:
-        """Release every mapping and wait for the gateway to confirm, a few seconds at most. Once."""
-        if self._lingers_until is None:
-            self._lingers_until = time.monotonic() + _LINGER
-            self.core.close(time.monotonic())
-            self._send()
-        while not self._driver.closed and (remaining := self._lingers_until - time.monotonic()) > 0:
-            self.wait(remaining)
+        """Release every mapping and wait for the gateway to confirm, a few seconds at most."""
+        self._station.check_thread()
+        if not self._station.driver.closed:
+            self._station.close()
+        self.run()
 
     def close(self) -> None:
         """Release every mapping as far as that has not been done, and close the sockets."""
-        if not self._driver.closed:
+        try:
             self.release()
-        super().close()
+        finally:
+            self._station.shut()
 
     def abandon(self) -> None:
         """Wait no longer for what `release` waits for: leases that were not released run out by themselves."""
-        self._lingers_until = -math.inf
+        self._station.driver.abandon()
+
+    def _wait(self, wait: Wait[T], timeout: float) -> T:
+        give_up_at = time.monotonic() + timeout
+        try:
+            self._station.pump()
+            while not wait.is_over and (remaining := give_up_at - time.monotonic()) > 0:
+                self.wait(remaining)
+            return wait.result_within(timeout)
+        finally:
+            self._station.forget(wait)
 
 
 @contextlib.contextmanager
 def open_client(
-    gateway: str | Address | None = None,
+    gateway: Where = None,
     *,
     config: Config | None = None,
     bind: str | None = None,
     sock: socket.socket | None = None,
     unclaimed: Unclaimed | None = None,
+    snapshot: dict[str, typing.Any] | None = None,
+    announcements: bool = True,
 ) -> Iterator[BlockingClient]:
-    """A client of `gateway`; leaving the block releases its mappings.
+    """A client of `gateway`; leaving the block releases its mappings, within a few seconds.
 
-    `gateway` is an address, a socket address, or None for this host's default gateway. `bind` is the local address to
-    use, where the routes would choose another. `sock` is a bound UDP socket of yours to share, and is made
-    non-blocking: what arrives there and is not the client's goes to `unclaimed(data, addr)`.
+    `gateway` is an address, a socket address, several of one server, or None for this host's default gateway, which is
+    followed when it changes. `bind` is the local address or interface to use, where the routes would choose another.
+    `sock` is a bound UDP socket of yours to share, and is made non-blocking: what arrives there and is not the client's
+    goes to `unclaimed(data, addr)`. `snapshot` is what another client has left. `announcements` says whether to hear
+    the gateway's on port 5350.
 
     Raises:
         DiscoveryError: no gateway was named and none can be found.
         OSError: there is no route to the gateway, or `bind` is not an address of this host.
-        LocalProtocolError: `gateway` is no address.
+        LocalProtocolError: `gateway` is no address, the snapshot is none, or the socket has a core already.
     """
-    if gateway is None:
-        gateway = default_gateways()[0].address
-    elif isinstance(gateway, str):
-        gateway = _sockets.gateway_address(gateway)
-    bound = sock.getsockname()[0] if sock is not None else None
-    if bound in (None, "", "0.0.0.0", "::"):
-        bound = _sockets.source_address(gateway)
-    local = bind or bound
-    core = Client(gateway, local_address=local, config=config)
-    with contextlib.ExitStack() as stack:
-        connected = None
-        if sock is None:
-            connected = gateway
-            sock = stack.enter_context(_sockets.open_request_socket(core.bind_address, gateway))
-        sock.setblocking(False)
-        client = BlockingClient(core, sock, unclaimed=unclaimed, connected=connected)
-        stack.callback(client.close)
-        client.listen_for_announcements(core.bind_address, gateway)
-        yield client
+    selector = _Selector()
+    with contextlib.closing(selector):
+        station = ClientStation(
+            selector,
+            gateway,
+            config=config,
+            bind=bind,
+            sock=sock,
+            unclaimed=unclaimed,
+            snapshot=snapshot,
+            announcements=announcements,
+        )
+        with contextlib.closing(BlockingClient(station, selector)) as client:
+            yield client
 
 
 @contextlib.contextmanager
@@ -287,19 +266,50 @@ def open_gateway(gateway: Gateway, *, unclaimed: Unclaimed | None = None) -> Ite
 
 @contextlib.contextmanager
 def drive(core: C, *, sock: socket.socket | None = None, unclaimed: Unclaimed | None = None) -> Iterator[Driven[C]]:
-    """Drive any core, on `sock` or on a socket at its `bind_address`.
+    """Drive any core, a `Multiplexer` too, on `sock` or on a socket at its `bind_address`. Commands to it take
+    `time.monotonic()`; `process()` sends what comes of them.
 
     Raises:
         LocalProtocolError: there is no socket, and the core does not say where it wants to live.
         OSError: the address is not ours, or not free.
     """
-    with contextlib.ExitStack() as stack:
-        if sock is None:
-            if not hasattr(core, "bind_address"):
-                raise LocalProtocolError("this core has no address of its own: hand in a socket")
-            host = typing.cast("HostCore", core)
-            sock = stack.enter_context(_sockets.open_request_socket(host.bind_address))
-        sock.setblocking(False)
-        driven = Driven(core, sock, unclaimed=unclaimed, connected=None)
-        stack.callback(driven.close)
-        yield driven
+    selector = _Selector()
+    with contextlib.closing(selector):
+        station = Station(core, selector, sock=sock, unclaimed=unclaimed)
+        try:
+            yield Driven(station, selector)
+        finally:
+            station.shut()
+
+
+class _Selector:
+    """The runtime of those who have none."""
+
+    now = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def watch(self, station: Station[typing.Any], sock: socket.socket) -> None:
+        self._selector.register(sock, selectors.EVENT_READ, station.read)
+
+    def unwatch(self, sock: socket.socket) -> None:
+        self._selector.unregister(sock)
+
+    def rearm(self, station: Station[typing.Any], deadline: float | None) -> None:
+        """Whoever waits asks for the deadline each time."""
+
+    def select(self, timeout: float) -> None:
+        """Wait for something to read, and have it read."""
+        for key, _ in self._selector.select(None if timeout == math.inf else timeout):
+            read: Callable[[typing.Any], None] = key.data
+            read(key.fileobj)
+
+    def fileno(self) -> int:
+        if sys.platform == "win32":
+            (key, *_) = self._selector.get_map().values()
+            return key.fd
+        return typing.cast("typing.Any", self._selector).fileno()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._selector.close()

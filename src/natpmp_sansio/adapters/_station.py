@@ -1,0 +1,397 @@
+"""A core on its sockets, whatever waits for them. A face brings a `Runtime`: the four things that loops differ in."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+import typing
+import weakref
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from ..client import Client
+from ..config import Config
+from ..core import Core, HostCore, checked_addresses, peers_of
+from ..errors import DiscoveryError, LocalProtocolError
+from ..events import Address, AnnouncementsUnavailable, MappingId, ProbeCompleted
+from ..lifecycle import Mapping
+from ..wire.fields import IPAddress, Protocol, to_address
+from ..wishes import Wishes
+from . import _sockets, discovery
+from ._driver import Answer, Driver, Grant, Unclaimed, Wait, pick_address, pick_probe
+
+C = typing.TypeVar("C", bound=Core)
+
+Where = str | Address | Sequence[str | Address] | None
+
+_READS = 256  # datagrams taken from one socket before the clock is looked at again
+_LOOK = 15.0  # s from one look around to the next: has this system slept, or moved?
+_SETTLE = 0.5  # s after the system has said that a route has changed; more will follow
+_NAP = 2.0  # s of sleep that are no matter
+
+
+class Runtime(typing.Protocol):
+    """What a loop has to offer."""
+
+    def now(self) -> float:
+        """Seconds, monotonic."""
+        ...
+
+    def watch(self, station: Station[typing.Any], sock: socket.socket) -> None:
+        """Call `station.read(sock)` whenever there is something to read."""
+        ...
+
+    def unwatch(self, sock: socket.socket) -> None: ...
+    def rearm(self, station: Station[typing.Any], deadline: float | None) -> None:
+        """Call `station.alarm()` then, instead of when was said before; None: not at all."""
+        ...
+
+
+class Station(typing.Generic[C]):
+    """Moves bytes, time and events between a core, its sockets and a runtime. For one thread, the one that made it.
+
+    `sock` is somebody else's socket, which stays open; without it there is one at the core's `bind_address`.
+
+    Raises:
+        LocalProtocolError: there is no socket, and the core does not say where it wants to live; or the socket has a
+        core already.
+        OSError: the address is not ours, or not free.
+    """
+
+    def __init__(
+        self, core: C, runtime: Runtime, *, sock: socket.socket | None = None, unclaimed: Unclaimed | None = None
+    ) -> None:
+        if sock is not None and sock in _lent:
+            raise LocalProtocolError("this socket has its core already; several share one through a Multiplexer")
+        if sock is None and not hasattr(core, "bind_address"):
+            raise LocalProtocolError("this core has no address of its own: hand in a socket")
+        self.core = core
+        self.runtime = runtime
+        self.driver = Driver(core, unclaimed)
+        self.owner = threading.get_ident()
+        self._is_own = sock is None
+        self._sock = self._open_socket() if sock is None else sock
+        self._look_at = math.inf
+        self._alarm_at: float | None = None
+        if sock is not None:
+            sock.setblocking(False)
+            _lent.add(sock)
+        runtime.watch(self, self._sock)
+
+    def now(self) -> float:
+        """The time, for a command.
+
+        Raises:
+            LocalProtocolError: it comes from another thread, or too late.
+        """
+        self.check_thread()
+        if self.driver.closed:
+            raise LocalProtocolError("this is closed")
+        return self.runtime.now()
+
+    def check_thread(self) -> None:
+        if threading.get_ident() != self.owner:
+            raise LocalProtocolError("this belongs to the thread that opened it")
+
+    def deadline(self) -> float | None:
+        """When `pump` is to be called."""
+        deadline = self.driver.deadline()
+        return deadline if self._look_at == math.inf else min(self._look_at, deadline or math.inf)
+
+    def read(self, sock: socket.socket) -> None:
+        """Take in what has arrived on a socket, and do what follows."""
+        for _ in range(_READS):
+            arrived = _sockets.receive(sock)
+            if arrived is None:
+                break
+            data, addr = arrived
+            if data is None:
+                self.driver.unreachable(addr, self.runtime.now())
+            else:
+                self.receive(data, addr, sock)
+        self.pump()
+
+    def receive(self, data: bytes, addr: Address, sock: socket.socket) -> None:
+        """Take in a datagram. What else is said to the announcement group was never the caller's business."""
+        self.driver.receive(data, addr, self.runtime.now(), is_shared=sock is self._sock)
+
+    def alarm(self) -> None:
+        """The time has come for which the alarm was set, even if the clock is not quite there."""
+        now, self._alarm_at = self._alarm_at or -math.inf, None
+        self.pump(now)
+
+    def pump(self, now: float = -math.inf) -> None:
+        """Do what is due, send, and set the alarm."""
+        if self.driver.closed:
+            return
+        now = max(now, self.runtime.now())
+        if now >= self._look_at:
+            self._look_around(now)
+        self.driver.wake(now)
+        self._send(self._sock)
+        deadline = None if self.driver.closed else self.deadline()
+        if deadline != self._alarm_at:
+            self._alarm_at = deadline
+            self.runtime.rearm(self, deadline)
+
+    def shut(self) -> None:
+        """Close what was opened here. Nothing is sent any more. A second call does nothing."""
+        self.driver.end()
+        self.runtime.rearm(self, None)
+        if self._is_own:
+            self._close(self._sock)
+        elif self._sock in _lent:
+            self.runtime.unwatch(self._sock)
+            _lent.discard(self._sock)
+
+    def _look_around(self, now: float) -> None:
+        """Only a client cares."""
+
+    def _open_socket(self) -> socket.socket:
+        return _sockets.open_request_socket(typing.cast("HostCore", self.core).bind_address)
+
+    def _send(self, sock: socket.socket, old: socket.socket | None = None) -> None:
+        """Send what waits. `old` is where the client was before."""
+        for datagram in self.driver.take_sends():
+            by = sock if datagram.source is None or old is None else old
+            if not _sockets.send(by, datagram.data, datagram.addr):
+                self.driver.unreachable(datagram.addr, self.runtime.now())
+
+    def _close(self, sock: socket.socket) -> None:
+        if sock.fileno() != -1:
+            self.runtime.unwatch(sock)
+            sock.close()
+
+
+class ClientStation(Station[Client]):
+    """The same for a client, which hears announcements, and is told when this system sleeps or moves."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        gateway: Where,
+        *,
+        config: Config | None,
+        bind: str | None,
+        sock: socket.socket | None,
+        unclaimed: Unclaimed | None,
+        snapshot: dict[str, typing.Any] | None,
+        announcements: bool,
+    ) -> None:
+        self._place = place = Place(gateway, bind, sock)
+        now = runtime.now()
+        if snapshot is None:
+            core = Client(place.gateways, local_address=place.local, config=config)
+        else:
+            core = _restore(snapshot, place, config, now)
+        super().__init__(core, runtime, sock=sock, unclaimed=unclaimed)
+        self._hears_announcements = announcements
+        self._announcements: socket.socket | None = None
+        self._routes = _sockets.open_route_socket()
+        self._look_at = now + _LOOK
+        if self._routes is not None:
+            runtime.watch(self, self._routes)
+        self._listen()
+        self.pump()
+
+    # --- commands
+
+    def keep_port(self, protocol: Protocol | int, internal_port: int, wishes: Wishes) -> MappingId:
+        mapping = self.core.map_port(protocol, internal_port, self.now(), **wishes)
+        self.pump()
+        return mapping
+
+    def map_port(self, protocol: Protocol | int, internal_port: int, wishes: Wishes) -> Wait[tuple[Mapping, ...]]:
+        return self._grant(self.core.map_port(protocol, internal_port, self.now(), **wishes))
+
+    def map_peer(
+        self, protocol: Protocol | int, internal_port: int, remote: tuple[str | IPAddress, int], wishes: Wishes
+    ) -> Wait[tuple[Mapping, ...]]:
+        return self._grant(self.core.map_peer(protocol, internal_port, remote, self.now(), **wishes))
+
+    def map_pair(self, internal_port: int, wishes: Wishes) -> Wait[tuple[Mapping, ...]]:
+        return self._grant(*self.core.map_pair(internal_port, self.now(), **wishes))
+
+    def unmap(self, mapping: MappingId | Mapping) -> bool:
+        released = self.core.unmap(mapping.id if isinstance(mapping, Mapping) else mapping, self.now())
+        self.pump()
+        return released
+
+    def probe(self) -> Wait[ProbeCompleted]:
+        self.core.probe(self.now())
+        return self.driver.begin(Answer(self.core, pick_probe))
+
+    def external_address(self) -> Wait[IPAddress]:
+        self.core.request_external_address(self.now())
+        return self.driver.begin(Answer(self.core, pick_address))
+
+    def network_changed(self) -> None:
+        self._place.doubt()
+        self._look_at = self.now()
+        self.pump()
+
+    def snapshot(self) -> dict[str, typing.Any]:
+        return {"taken_at": time.time(), "client": self.core.snapshot(self.now())}
+
+    def close(self) -> None:
+        """Begin to release everything. `driver.closed` says when that is over."""
+        self.driver.close(self.runtime.now())
+        self.pump()
+
+    def forget(self, wait: Wait[typing.Any]) -> None:
+        """Nobody waits any more: what has not come is given up."""
+        self.driver.forget(wait)
+        wait.withdraw(self.runtime.now())
+        self.pump()
+
+    def _grant(self, *mappings: MappingId) -> Wait[tuple[Mapping, ...]]:
+        return self.driver.begin(Grant(self.core, *mappings))
+
+    # --- sockets
+
+    def read(self, sock: socket.socket) -> None:
+        if sock is not self._routes:
+            super().read(sock)
+            return
+        _sockets.drain(sock)
+        self._look_at = min(self._look_at, self.runtime.now() + _SETTLE)
+        self.pump()
+
+    def shut(self) -> None:
+        super().shut()
+        for sock in (self._announcements, self._routes):
+            if sock is not None:
+                self._close(sock)
+
+    def _open_socket(self) -> socket.socket:
+        return _sockets.open_request_socket(self.core.bind_address, *self.core.gateways)
+
+    def _listen(self) -> None:
+        """Hear the gateway's announcements on a second socket; where that cannot be, say so with an event, once."""
+        if self._announcements is not None:
+            self._close(self._announcements)
+            self._announcements = None
+        if not self._hears_announcements:
+            return
+        try:
+            self._announcements = _sockets.open_announcement_socket(self.core.bind_address)
+        except OSError as error:
+            if not self.driver.standing:
+                event = AnnouncementsUnavailable(gateway=self.core.gateway, reason=str(error))
+                self.driver.publish_standing(event)
+        else:
+            self.runtime.watch(self, self._announcements)
+
+    def _look_around(self, now: float) -> None:
+        self._look_at = now + _LOOK
+        if self._place.has_slept():
+            self._place.doubt()
+        if not self._place.has_changed():
+            return
+        old, was = self._sock, (self.core.bind_address, self.core.gateways)
+        self.core.network_changed(now, self._place.local, self._place.gateways)
+        if (self.core.bind_address, self.core.gateways) == was:
+            return
+        if self._is_own:
+            try:
+                self._sock = self._open_socket()
+            except OSError:  # the address is not usable yet, or no more
+                self._place.doubt()
+                self._look_at = now + _SETTLE
+        self._send(self._sock, old)
+        if self._sock is not old:
+            self.runtime.watch(self, self._sock)
+            self._close(old)
+        self._listen()
+
+
+class Place:
+    """Where a client is: which gateway it asks, and from which address.
+
+    `gateway` and `bind` are as in `open_client`; `sock` is a socket that is to be used.
+
+    Raises:
+        DiscoveryError: no gateway was named, and none can be found.
+        OSError: there is no route to it.
+        LocalProtocolError: `gateway` is no address.
+    """
+
+    def __init__(self, gateway: Where, bind: str | None, sock: socket.socket | None) -> None:
+        self._named = None if gateway is None else _to_addresses(gateway)
+        self._bind = bind
+        self._given = _given_address(bind, sock)
+        self._asleep = _sockets.time_asleep()
+        self._is_doubtful = False
+        self.gateways, self.local = self._find()
+
+    def doubt(self) -> None:
+        """Take it for changed, whatever will be found."""
+        self._is_doubtful = True
+
+    def has_slept(self) -> bool:
+        """Whether this system has slept since that was asked last."""
+        asleep, self._asleep = self._asleep, _sockets.time_asleep()
+        return self._asleep - asleep > _NAP
+
+    def has_changed(self) -> bool:
+        """Whether it is another place, or was doubted. Without a network nothing has changed, until there is one."""
+        try:
+            found = self._find()
+        except (OSError, DiscoveryError):
+            self._is_doubtful = True
+            return False
+        has_changed, self._is_doubtful = self._is_doubtful or found != (self.gateways, self.local), False
+        self.gateways, self.local = found
+        return has_changed
+
+    def _find(self) -> tuple[tuple[Address, ...], str]:
+        gateways = self._named or self._default()
+        return gateways, self._given or _sockets.source_address(gateways[0])
+
+    def _default(self) -> tuple[Address, ...]:
+        found = [each.address for each in discovery.default_gateways(bind=self._bind)]
+        version = self._given and to_address(self._given).version
+        fitting = [each for each in found if version in (None, to_address(each[0]).version)]
+        return tuple((fitting or found)[:1])
+
+
+def _to_addresses(gateway: str | Address | Sequence[str | Address]) -> tuple[Address, ...]:
+    match gateway:
+        case str() | (str(), int(), *_):
+            several: typing.Any = [gateway]
+        case _:
+            several = gateway
+    return checked_addresses([_sockets.gateway_address(each) if isinstance(each, str) else each for each in several])
+
+
+def _given_address(bind: str | None, sock: socket.socket | None) -> str | None:
+    """The local address, as far as it is settled; the routes may choose another one for an interface."""
+    if bind is not None and _is_address(bind):
+        return bind
+    host: str = "" if sock is None else sock.getsockname()[0]
+    return None if host in ("", "0.0.0.0", "::") else host
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _restore(snapshot: dict[str, typing.Any], place: Place, config: Config | None, now: float) -> Client:
+    try:
+        taken_at, saved = float(snapshot["taken_at"]), snapshot["client"]
+    except (KeyError, TypeError, ValueError):
+        raise LocalProtocolError("this is no snapshot that an adapter has made") from None
+    elapsed = max(0.0, time.time() - taken_at)  # no other clock goes on from one process to the next
+    client = Client.restore(saved, now, elapsed=elapsed, local_address=place.local, config=config)
+    if peers_of(client.gateways) != peers_of(place.gateways):
+        client.network_changed(now, place.local, place.gateways)
+    return client
+
+
+_lent: weakref.WeakSet[typing.Any] = weakref.WeakSet()  # the sockets of others that are in use

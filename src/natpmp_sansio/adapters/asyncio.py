@@ -1,0 +1,185 @@
+"""For asyncio, and loops that behave as it does, such as uvloop. Mappings are kept while the block is open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+import typing
+from collections.abc import AsyncIterator
+
+from ..config import Config
+from ..core import Core
+from ..events import Address
+from ..gateway import Gateway
+from . import _async
+from ._async import AsyncClient, Driven, Events, Signal
+from ._driver import Unclaimed
+from ._station import Station, Where
+
+__all__ = ["AsyncClient", "Driven", "Events", "drive", "open_client", "open_gateway"]
+
+C = typing.TypeVar("C", bound=Core)
+
+Lent = socket.socket | asyncio.DatagramTransport | None
+
+
+def open_client(
+    gateway: Where = None,
+    *,
+    config: Config | None = None,
+    bind: str | None = None,
+    sock: Lent = None,
+    unclaimed: Unclaimed | None = None,
+    snapshot: dict[str, typing.Any] | None = None,
+    announcements: bool = True,
+) -> contextlib.AbstractAsyncContextManager[AsyncClient]:
+    """The arguments and errors are those of the blocking `open_client`. `sock` may also be a datagram transport: what
+    is not the client's goes on to its own protocol, or to `unclaimed` if that is given. What `unclaimed` raises goes
+    to the loop's exception handler."""
+    sock, unclaimed = _shared(sock, unclaimed)
+    return _async.open_client(
+        _Asyncio(),
+        gateway,
+        config=config,
+        bind=bind,
+        sock=sock,
+        unclaimed=unclaimed,
+        snapshot=snapshot,
+        announcements=announcements,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_gateway(gateway: Gateway, *, unclaimed: Unclaimed | None = None) -> AsyncIterator[Driven[Gateway]]:
+    """Serve a `Gateway` on its own address while the block is open. It announces itself first."""
+    async with drive(gateway, unclaimed=unclaimed) as driven:
+        gateway.reboot(driven.now())
+        driven.process()
+        yield driven
+
+
+def drive(
+    core: C, *, sock: Lent = None, unclaimed: Unclaimed | None = None
+) -> contextlib.AbstractAsyncContextManager[Driven[C]]:
+    """Drive any core, a `Multiplexer` too, on `sock` or on a socket at its `bind_address`."""
+    sock, unclaimed = _shared(sock, unclaimed)
+    return _async.drive(_Asyncio(), core, sock=sock, unclaimed=unclaimed)
+
+
+class _Asyncio:
+    """Callbacks of the running loop."""
+
+    signal = staticmethod(asyncio.Event)
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._readers: dict[socket.socket, asyncio.Task[None]] = {}
+        self.now = self._loop.time
+
+    def watch(self, station: Station[typing.Any], sock: socket.socket) -> None:
+        if isinstance(sock, _Shared):
+            sock.watch(station)
+            return
+        try:
+            self._loop.add_reader(sock, station.read, sock)
+        except NotImplementedError:  # Windows' usual loop
+            self._readers[sock] = self._loop.create_task(self._read(station, sock))
+
+    def unwatch(self, sock: socket.socket) -> None:
+        if isinstance(sock, _Shared):
+            sock.unwatch()
+        elif sock in self._readers:
+            self._readers.pop(sock).cancel()
+        else:
+            self._loop.remove_reader(sock)
+
+    def rearm(self, station: Station[typing.Any], deadline: float | None) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = None if deadline is None else self._loop.call_at(deadline, station.alarm)
+
+    @staticmethod
+    async def wait(signal: Signal, timeout: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if timeout == math.inf else timeout):
+                await signal.wait()
+
+    @staticmethod
+    async def wait_anyhow(signal: Signal) -> None:
+        cancelled = None
+        while not signal.is_set():
+            try:
+                await signal.wait()
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    async def _read(self, station: Station[typing.Any], sock: socket.socket) -> None:
+        while True:
+            with contextlib.suppress(ConnectionError):  # ICMP, which Windows tells so; it ends nothing
+                data, addr = await self._loop.sock_recvfrom(sock, 65535)
+                station.receive(data, addr, sock)
+                station.pump()
+
+
+def _shared(sock: Lent, unclaimed: Unclaimed | None) -> tuple[socket.socket | None, Unclaimed | None]:
+    """What a station can use of a transport."""
+    if not isinstance(sock, asyncio.DatagramTransport):
+        return sock, unclaimed
+    shared = _Shared(sock)
+    return typing.cast("socket.socket", shared), unclaimed or shared.protocol.datagram_received
+
+
+class _Shared(asyncio.DatagramProtocol):
+    """Somebody's transport: to the station it looks like a socket, and to the transport like its protocol."""
+
+    def __init__(self, transport: asyncio.DatagramTransport) -> None:
+        self.protocol = typing.cast("asyncio.DatagramProtocol", transport.get_protocol())
+        self.family: socket.AddressFamily = transport.get_extra_info("socket").family
+        self._transport = transport
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shared) and other._transport is self._transport
+
+    def __hash__(self) -> int:
+        return hash(self._transport)
+
+    # --- a socket
+
+    def setblocking(self, flag: bool) -> None:
+        """It does not block already."""
+
+    def getsockname(self) -> Address:
+        return typing.cast("Address", self._transport.get_extra_info("sockname"))
+
+    def sendto(self, data: bytes, addr: Address) -> None:
+        self._transport.sendto(data, addr)
+
+    def watch(self, station: Station[typing.Any]) -> None:
+        self._station = station
+        self._transport.set_protocol(self)
+
+    def unwatch(self) -> None:
+        self._transport.set_protocol(self.protocol)
+
+    # --- a protocol
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        self._station.receive(data, addr, typing.cast("socket.socket", self))
+        self._station.pump()
+
+    def error_received(self, exc: Exception) -> None:
+        self.protocol.error_received(exc)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.protocol.resume_writing()
