@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from loopback import Address, Server
+from loopback import Server
+from natpmp_sansio import Address
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STUN_ANSWER = bytes.fromhex("0101000c2112a442") + bytes(range(12)) + bytes.fromhex("002000080001d5a7ea12d547")
