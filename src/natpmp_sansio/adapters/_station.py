@@ -26,6 +26,22 @@ C = typing.TypeVar("C", bound=Core)
 
 Where = str | Address | Sequence[str | Address] | None
 
+
+class ClientOptions(typing.TypedDict, total=False):
+    """How a client is to be opened.
+
+    config: what the `Client` is told.
+    bind: the local address or the interface to use, where the routes would choose another.
+    snapshot: what another client's `snapshot` or `detach` has left; its mappings are confirmed at once.
+    announcements: whether to hear the gateway's, on port 5350. True unless it is said.
+    """
+
+    config: Config | None
+    bind: str | None
+    snapshot: dict[str, typing.Any] | None
+    announcements: bool
+
+
 _READS = 256  # datagrams taken from one socket before the clock is looked at again
 _LOOK = 15.0  # s from one look around to the next: has this system slept, or moved?
 _SETTLE = 0.5  # s after the system has said that a route has changed; more will follow
@@ -85,11 +101,11 @@ class Station(typing.Generic[C]):
         """The time, for a command.
 
         Raises:
-            LocalProtocolError: it comes from another thread, or too late.
+            LocalProtocolError: it comes too late, or from another thread.
         """
-        self.check_thread()
         if self.driver.closed:
             raise LocalProtocolError("this is closed")
+        self.check_thread()
         return self.runtime.now()
 
     def check_thread(self) -> None:
@@ -177,12 +193,12 @@ class ClientStation(Station[Client]):
         runtime: Runtime,
         gateway: Where,
         *,
-        config: Config | None,
-        bind: str | None,
         sock: socket.socket | None,
         unclaimed: Unclaimed | None,
-        snapshot: dict[str, typing.Any] | None,
-        announcements: bool,
+        config: Config | None = None,
+        bind: str | None = None,
+        snapshot: dict[str, typing.Any] | None = None,
+        announcements: bool = True,
     ) -> None:
         self._place = place = Place(gateway, bind, sock)
         now = runtime.now()
@@ -309,6 +325,38 @@ class ClientStation(Station[Client]):
             self.runtime.watch(self, self._sock)
             self._close(old)
         self._listen()
+
+
+class ClientView:
+    """What the faces of a client have in common, because it neither waits nor sends."""
+
+    core: Client
+    _station: ClientStation
+
+    @property
+    def mappings(self) -> tuple[Mapping, ...]:
+        """Every mapping that is not finished, in the order of asking."""
+        return self.core.mappings
+
+    def mapping(self, mapping: MappingId) -> Mapping | None:
+        """One mapping, or None once it is finished."""
+        return self.core.mapping(mapping)
+
+    @property
+    def version(self) -> int | None:
+        """What the gateway speaks: 2 is PCP, 0 is NAT-PMP; None until it has answered."""
+        return self.core.version
+
+    def snapshot(self) -> dict[str, typing.Any]:
+        """Plain values with which another process can take over: `open_client(snapshot=...)`. Keep them private."""
+        return self._station.snapshot()
+
+    def detach(self) -> dict[str, typing.Any]:
+        """A snapshot, and the end: whoever takes it up has the mappings from now on, if it comes before their leases
+        are over. Nothing is released."""
+        saved = self._station.snapshot()
+        self._station.shut()
+        return saved
 
 
 class Place:
