@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from loopback import Address, Server
+from loopback import Server
+from natpmp_sansio import Address
 
 settings.register_profile("ci", derandomize=True)  # what lands is decided by the same examples every time
 if os.environ.get("CI"):

@@ -11,8 +11,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from loopback import Address, Server
+from loopback import Server
 from natpmp_sansio import (
+    Address,
     AnnouncementsUnavailable,
     Closed,
     Config,

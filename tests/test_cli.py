@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from loopback import Address, Server
-from natpmp_sansio import DiscoveryError
+from loopback import Server
+from natpmp_sansio import Address, DiscoveryError
 from natpmp_sansio.adapters import _driver, blocking, discovery
 from natpmp_sansio.adapters.discovery import DefaultGateway
 
@@ -182,7 +182,7 @@ def test_map_keeps_a_port_open_until_it_is_told_to_stop(ending: signal.Signals) 
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored\n"
         "from natpmp_sansio import cli\n"
-        "from natpmp_sansio.adapters import _driver, blocking, discovery, discovery\n"
+        "from natpmp_sansio.adapters import blocking, discovery\n"
         "from loopback import Server\n"
         "with Server() as server:\n"
         "    discovery.default_gateways = lambda **_: [discovery.DefaultGateway(server.address, 'lo')]\n"

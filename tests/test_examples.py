@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from loopback import Address, Server
-from natpmp_sansio import MappingCreated, MappingDeleted
+from loopback import Server
+from natpmp_sansio import Address, MappingCreated, MappingDeleted
 from natpmp_sansio.adapters.blocking import open_client
 from natpmp_sansio.wire.fields import SERVER_PORT
 from program import Program
@@ -113,7 +113,7 @@ def test_the_network_check_takes_no_other_protocol_for_an_answer_though_the_gate
 def router() -> Iterator[Server]:
     """A gateway on the port that all gateways have, at an address of loopback that nobody else has."""
     host = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
-    with Server((host, SERVER_PORT)) as running:
+    with Server(host=host, port=SERVER_PORT) as running:
         yield running
 
 

@@ -22,7 +22,7 @@ def show(event: Event) -> None:
 
 def keep_ports(wanted: argparse.Namespace) -> None:
     config = Config(**wanted.config)
-    with open_client(wanted.gateway, bind=wanted.bind, config=config) as client:
+    with open_client(wanted.gateway, config=config) as client:
         events = client.events()
         try:
             for port in wanted.ports:
@@ -45,6 +45,5 @@ if __name__ == "__main__":
     parser.add_argument("ports", nargs="+")
     parser.add_argument("--lifetime", type=int, default=7200)
     parser.add_argument("--gateway")
-    parser.add_argument("--bind")
     parser.add_argument("--config", type=json.loads, default={})
     keep_ports(parser.parse_args())

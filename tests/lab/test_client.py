@@ -361,7 +361,7 @@ PINHOLES = [Rule("tcp", 8080, HOST_V6, 8080), Rule("udp", 8081, HOST_V6, 8081)]
 
 
 def open_pinholes(lab: Lab, directory: Path) -> Program:
-    return Program(lab, directory, *PORTS, gateway=GATEWAY_V6, bind=HOST_V6)
+    return Program(lab, directory, *PORTS, gateway=GATEWAY_V6)
 
 
 @story

@@ -201,7 +201,7 @@ _log = logging.getLogger("natpmp_sansio.datagrams")
 _MAX_DATAGRAM = 65535
 _ERRORS_IN_A_ROW = 64  # that name nobody; whatever is behind them keeps the socket readable
 
-_IP_RECVERR, _IPV6_RECVERR, _MSG_ERRQUEUE = 11, 25, 0x2000  # `socket` names them from Python 3.14 on, or never
+_IP_RECVERR, _IPV6_RECVERR = 11, 25  # of Linux; `socket` does not name them in every Python
 _ERROR_QUEUES = {
     socket.AF_INET: (socket.IPPROTO_IP, _IP_RECVERR),
     socket.AF_INET6: (socket.IPPROTO_IPV6, _IPV6_RECVERR),
@@ -240,7 +240,7 @@ def _read_error_queue(sock: socket.socket) -> Address | None:
         return None
     while True:
         try:
-            _, ancillary, _, address = sock.recvmsg(0, 512, _MSG_ERRQUEUE)
+            _, ancillary, _, address = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
         except OSError:
             return None
         for level, kind, data in ancillary:

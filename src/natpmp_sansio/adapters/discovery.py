@@ -72,6 +72,7 @@ def anycast_servers() -> list[Address]:
 
 
 _ADVICE = "name the gateway yourself: --gateway at the shell, gateway=... in a program"
+_LOOPBACK = 1  # the number of this interface
 _EXTRA = f"to look the gateway up, install natpmp-sansio[discovery]; or {_ADVICE}"
 
 
@@ -91,14 +92,14 @@ class _Hop:
 
 
 def _to_address(text: str) -> IPAddress | None:
-    """None: it is no address. That of an IPv6 address keeps its zone."""
+    """None: it is no address. An IPv6 address keeps its zone."""
     try:
         return ip_address(text)
     except ValueError:
         return None
 
 
-def _nobody(bind: str) -> DiscoveryError:
+def _unknown(bind: str) -> DiscoveryError:
     return DiscoveryError(f"this host has no interface and no address {bind}; choose one that it has, or {_ADVICE}")
 
 
@@ -122,11 +123,14 @@ def _on_linux(destinations: list[str], bind: str | None, source: IPAddress | Non
         index = _index_on_linux(addresses, bind, source) if bind else None
         for destination in destinations:
             family = socket.AF_INET6 if ":" in destination else socket.AF_INET
-            ways = list(_ways_on_linux(kernel, destination, family, index, source))
-            if ways:
-                leads, gateway = next((way for way in ways if way[1]), ways[0])
+            hop = None
+            for leads, gateway in _ways_on_linux(kernel, destination, family, index, source):
                 gateway = gateway or _peer_on_linux(addresses, family, leads)
-                yield _Hop(_interface_name(leads), leads, ip_address(gateway) if gateway else None)
+                hop = _Hop(_interface_name(leads), leads, ip_address(gateway) if gateway else None)
+                if gateway:
+                    break
+            if hop:
+                yield hop
 
 
 def _ways_on_linux(
@@ -145,7 +149,7 @@ def _ways_on_linux(
         for hop in (route, *(route.get_attr("RTA_MULTIPATH") or ())):
             if (hop.get_attr("RTA_OIF") or hop.get("oif")) == index:
                 yield index, hop.get_attr("RTA_GATEWAY")
-    if origin:  # an address of an interface that nothing leaves by, as routers have them
+    if origin and index == _LOOPBACK:  # an address of the whole host, as routers have them
         yield from _ask_linux(kernel, destination, family, **origin)
 
 
@@ -163,19 +167,16 @@ def _ask_linux(
 
 
 def _index_on_linux(addresses: list[typing.Any], bind: str, source: IPAddress | None) -> int:
-    zone = source.scope_id if isinstance(source, IPv6Address) else None
+    plain, _, zone = str(source).partition("%")
     for entry in addresses if source else ():
+        index = int(entry["index"])
         own = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
-        if own == str(source).partition("%")[0] and zone in (
-            None,
-            str(entry["index"]),
-            _interface_name(entry["index"]),
-        ):
-            return int(entry["index"])
+        if own == plain and zone in ("", str(index), _interface_name(index)):
+            return index
     try:
         return socket.if_nametoindex(bind)
     except OSError:
-        raise _nobody(bind) from None
+        raise _unknown(bind) from None
 
 
 def _peer_on_linux(addresses: list[typing.Any], family: int, index: int) -> str | None:
@@ -207,12 +208,12 @@ def _on_macos(destinations: list[str], bind: str | None, source: IPAddress | Non
 
 def _interface_on_macos(bind: str, source: IPAddress | None) -> str:
     for interface, entry in _addresses_on_macos() if source else ():
-        if _to_address(entry.address) in (source, _to_address(f"{source}%{interface}")):
+        if _to_address(entry.address) == source:
             return interface
     try:
         socket.if_nametoindex(bind)
     except OSError:
-        raise _nobody(bind) from None
+        raise _unknown(bind) from None
     return bind
 
 
@@ -242,7 +243,7 @@ def _on_windows(destinations: list[str], bind: str | None, source: IPAddress | N
     if bind and not source:
         luid = ctypes.create_string_buffer(8)
         if helper.ConvertInterfaceAliasToLuid(bind, luid):
-            raise _nobody(bind)
+            raise _unknown(bind)
     for destination in destinations:
         route, best_source = ctypes.create_string_buffer(_ROUTE_SIZE), ctypes.create_string_buffer(_SOCKADDR.size)
         origin, target = (_to_sockaddr(address) for address in (source, ip_address(destination)))
