@@ -204,7 +204,7 @@ def test_a_refusal_is_an_error_that_carries_its_event(face: Face) -> None:
             assert raised.value.event.reason is Reason.QUOTA
             with pytest.raises(MappingError):
                 await client.map_pair(8082)
-            assert [mapping.internal_port for mapping in client.mappings] == [8080]
+            assert [each.internal_port for each in client.mappings if each.state.name != "RELEASING"] == [8080]
 
     with Server(max_mappings_per_host=1) as server:
         face.run(story)
@@ -460,7 +460,7 @@ def test_a_restart_is_heard_and_the_mapping_is_back(face: Face, server: Server) 
     async def story() -> None:
         async with face.open_client(server.address) as client:
             mapping = await client.map_port(TCP, 8080)
-            await client.probe()
+            await face.pass_time(3.5, client)  # an epoch of less than that could be a step back of the clock
             events = client.events()
             server.do(lambda gateway, now: gateway.reboot(now))
             await until(events, GatewayRestarted)
@@ -717,7 +717,7 @@ def test_what_unclaimed_raises_ends_nothing(async_face: Face, server: Server, so
         raise KeyError("a mistake of the caller's")
 
     async def story() -> None:
-        with contextlib.suppress(AttributeError):
+        with contextlib.suppress(RuntimeError):
             import asyncio
 
             asyncio.get_running_loop().set_exception_handler(lambda *_: None)

@@ -72,6 +72,7 @@ class Station(typing.Generic[C]):
         self.driver = Driver(core, unclaimed)
         self.owner = threading.get_ident()
         self._is_own = sock is None
+        self._is_ipv6 = sock is not None and sock.family == socket.AF_INET6
         self._sock = self._open_socket() if sock is None else sock
         self._look_at = math.inf
         self._alarm_at: float | None = None
@@ -156,7 +157,10 @@ class Station(typing.Generic[C]):
         """Send what waits. `old` is where the client was before."""
         for datagram in self.driver.take_sends():
             by = sock if datagram.source is None or old is None else old
-            if not _sockets.send(by, datagram.data, datagram.addr):
+            addr = datagram.addr
+            if self._is_ipv6 and ":" not in addr[0]:
+                addr = (f"::ffff:{addr[0]}", addr[1], 0, 0)
+            if not _sockets.send(by, datagram.data, addr):
                 self.driver.unreachable(datagram.addr, self.runtime.now())
 
     def _close(self, sock: socket.socket) -> None:

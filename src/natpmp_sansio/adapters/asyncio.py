@@ -128,7 +128,7 @@ class _Asyncio:
 
 def _shared(sock: Lent, unclaimed: Unclaimed | None) -> tuple[socket.socket | None, Unclaimed | None]:
     """What a station can use of a transport."""
-    if sock is None or isinstance(sock, socket.socket):  # uvloop's transports are no `asyncio.DatagramTransport`
+    if sock is None or isinstance(sock, socket.socket):
         return sock, unclaimed
     shared = _Shared(sock)
     return typing.cast("socket.socket", shared), unclaimed or shared.protocol.datagram_received

@@ -72,6 +72,7 @@ class _Trio:
     signal = staticmethod(trio.Event)
 
     def __init__(self) -> None:
+        self._watched: set[socket.socket] = set()
         self._deadline = math.inf
         self._scope: trio.CancelScope | None = None
         self._has_task = False
@@ -79,14 +80,16 @@ class _Trio:
     def watch(self, station: Station[typing.Any], sock: socket.socket) -> None:
         async def read() -> None:
             with contextlib.suppress(trio.ClosedResourceError):
-                while True:
+                while sock in self._watched:
                     await trio.lowlevel.wait_readable(sock)
                     with _logged():
                         station.read(sock)
 
+        self._watched.add(sock)
         trio.lowlevel.spawn_system_task(read)
 
     def unwatch(self, sock: socket.socket) -> None:
+        self._watched.discard(sock)
         trio.lowlevel.notify_closing(sock)
 
     def rearm(self, station: Station[typing.Any], deadline: float | None) -> None:
