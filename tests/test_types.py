@@ -15,9 +15,6 @@ CHECKERS = {
     "mypy": ["--strict", "--no-incremental", "--cache-dir", "/dev/null"],
     "pyright": ["--pythonpath", sys.executable],
 }
-    "mypy": ["--strict", "--no-incremental", "--cache-dir", "/dev/null"],
-    "pyright": ["--pythonpath", sys.executable],
-}
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
