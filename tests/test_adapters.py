@@ -583,6 +583,7 @@ def test_without_a_network_nothing_is_asked_until_there_is_one(
 
     monkeypatch.setattr(_station, "_LOOK", 0.1)
     monkeypatch.setattr(_sockets, "source_address", source_address)
+    monkeypatch.setattr(_sockets, "open_route_socket", lambda: None)
 
     async def story() -> None:
         nonlocal is_offline

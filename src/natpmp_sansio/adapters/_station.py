@@ -114,8 +114,8 @@ class Station(typing.Generic[C]):
 
     def deadline(self) -> float | None:
         """When `pump` is to be called."""
-        deadline = self.driver.deadline()
-        return deadline if self._look_at == math.inf else min(self._look_at, deadline or math.inf)
+        deadlines = [each for each in (self.driver.deadline(), self._look_at) if each is not None]
+        return None if min(deadlines) == math.inf else min(deadlines)
 
     def read(self, sock: socket.socket) -> None:
         """Take in what has arrived on a socket, and do what follows."""
@@ -210,6 +210,7 @@ class ClientStation(Station[Client]):
         self._hears_announcements = announcements
         self._announcements: socket.socket | None = None
         self._routes = _sockets.open_route_socket()
+        self._has_news = False  # some route has changed
         self._look_at = now + _LOOK
         if self._routes is not None:
             runtime.watch(self, self._routes)
@@ -257,6 +258,7 @@ class ClientStation(Station[Client]):
 
     def close(self) -> None:
         """Begin to release everything. `driver.closed` says when that is over."""
+        self.check_thread()
         self.driver.close(self.runtime.now())
         self.pump()
 
@@ -276,6 +278,7 @@ class ClientStation(Station[Client]):
             super().read(sock)
             return
         _sockets.drain(sock)
+        self._has_news = True
         self._look_at = min(self._look_at, self.runtime.now() + _SETTLE)
         self.pump()
 
@@ -308,7 +311,9 @@ class ClientStation(Station[Client]):
         self._look_at = now + _LOOK
         if self._place.has_slept():
             self._place.doubt()
-        if not self._place.has_changed():
+        is_worth_it = self._has_news or self._place.is_doubtful or self._routes is None
+        self._has_news = False
+        if not is_worth_it or not self._place.has_changed():
             return
         old, was = self._sock, (self.core.bind_address, self.core.gateways)
         self.core.network_changed(now, self._place.local, self._place.gateways)
@@ -375,12 +380,12 @@ class Place:
         self._bind = bind
         self._given = _given_address(bind, sock)
         self._asleep = _sockets.time_asleep()
-        self._is_doubtful = False
+        self.is_doubtful = False
         self.gateways, self.local = self._find()
 
     def doubt(self) -> None:
         """Take it for changed, whatever will be found."""
-        self._is_doubtful = True
+        self.is_doubtful = True
 
     def has_slept(self) -> bool:
         """Whether this system has slept since that was asked last."""
@@ -392,9 +397,9 @@ class Place:
         try:
             found = self._find()
         except (OSError, DiscoveryError):
-            self._is_doubtful = True
+            self.is_doubtful = True
             return False
-        has_changed, self._is_doubtful = self._is_doubtful or found != (self.gateways, self.local), False
+        has_changed, self.is_doubtful = self.is_doubtful or found != (self.gateways, self.local), False
         self.gateways, self.local = found
         return has_changed
 
