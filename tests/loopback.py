@@ -40,9 +40,9 @@ class Lossy:
 class Server:
     """A gateway that a thread serves until `close`. `events` is what it had to say by then."""
 
-    def __init__(self, *, host: str = "127.0.0.1", loss: float = 0.0, **config: typing.Any) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, loss: float = 0.0, **config: typing.Any) -> None:
         self.events: list[Event] = []
-        self._sock = _sockets.open_request_socket(_sockets.gateway_address(host, 0))
+        self._sock = _sockets.open_request_socket(_sockets.gateway_address(host, port))
         self.address: Address = self._sock.getsockname()
         settings = GatewayConfig(**({"min_lifetime": 1} | config))
         external = None if ":" in host else "203.0.113.5"
