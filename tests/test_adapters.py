@@ -401,6 +401,7 @@ def test_an_ipv4_gateway_is_asked_on_a_dual_stack_socket(face: Face, server: Ser
         face.run(story)
 
 
+@pytest.mark.requirement("PCP-8.4-03")
 def test_a_socket_on_a_chosen_address_says_where_requests_come_from(face: Face, server: Server) -> None:
     async def story() -> None:
         async with face.open_client(server.address, sock=there) as client:
