@@ -15,6 +15,7 @@ from loopback import Server
 from natpmp_sansio import (
     Address,
     AnnouncementsUnavailable,
+    Client,
     Closed,
     Config,
     DiscoveryError,
@@ -244,8 +245,6 @@ def test_two_programs_can_listen_for_announcements_on_one_host() -> None:
 
 
 def test_a_multiplexer_can_be_driven_on_one_socket(server: Server) -> None:
-    from natpmp_sansio import Client
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         client = Client(server.address, local_address="127.0.0.1")
@@ -256,6 +255,29 @@ def test_a_multiplexer_can_be_driven_on_one_socket(server: Server) -> None:
             assert any(isinstance(event, MappingGranted) for event in events)
         with pytest.raises(LocalProtocolError, match="hand in a socket"), drive(Multiplexer(client)):
             pass
+
+
+def test_of_two_clients_on_one_socket_each_is_closed_by_itself(server: Server) -> None:
+    with Server() as second, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        one, other = (Client(each.address, local_address="127.0.0.1") for each in (server, second))
+        with drive(Multiplexer(one, other), sock=sock) as driven:
+            events = driven.events()
+            other.map_port(Protocol.TCP, 8080, time.monotonic())
+            assert any(isinstance(event, MappingGranted) for event in events)
+            for client in (one, other):
+                client.close(time.monotonic())
+                assert any(isinstance(event, Closed) and event.gateway == client.gateway for event in events)
+    second.close()
+    assert [type(event) for event in second.events] == [MappingCreated, MappingDeleted]
+
+
+def test_what_happens_at_once_is_not_waited_for() -> None:
+    with drive(Client(("127.0.0.1", 5351), local_address="127.0.0.1")) as driven:
+        events = driven.events()
+        driven.core.close(time.monotonic())
+        driven.run()
+        assert [type(event) for event in events] == [Closed]
 
 
 def test_addresses_are_numeric() -> None:
