@@ -225,12 +225,13 @@ def test_what_can_never_work_fails_at_once(face: Face) -> None:
 def test_silence_is_a_timeout_and_what_was_asked_for_is_given_up(face: Face, silent: Address) -> None:
     async def story() -> None:
         async with face.open_client(silent) as client:
-            for ask in (
+            asks: list[typing.Any] = [
                 lambda: client.map_port(TCP, 8080, timeout=0.1),
                 lambda: client.map_pair(8081, timeout=0.1),
                 lambda: client.probe(timeout=0.1),
                 lambda: client.external_address(timeout=0.1),
-            ):
+            ]
+            for ask in asks:
                 with pytest.raises(TimeoutError, match=r"127.0.0.1 has not answered within 0.1 s"):
                     await ask()
             assert {mapping.state.name for mapping in client.mappings} <= {"RELEASING"}
@@ -297,12 +298,13 @@ def test_a_closed_client_says_so(face: Face, server: Server) -> None:
     async def story() -> None:
         async with face.open_client(server.address) as client:
             await client.close()
-            for ask in (
+            asks: list[typing.Any] = [
                 lambda: client.map_port(TCP, 8080),
                 lambda: client.keep_port(TCP, 8080),
                 lambda: client.probe(),
                 lambda: client.unmap(1),
-            ):
+            ]
+            for ask in asks:
                 with pytest.raises(LocalProtocolError, match="this is closed"):
                     await ask()
             await client.close()
@@ -347,12 +349,13 @@ def test_wrong_arguments_are_refused_before_anything_is_asked(face: Face, server
     async def story() -> None:
         async with face.open_client(server.address) as client:
             await client.map_port(TCP, 8080)
-            for ask in (
+            asks: list[typing.Any] = [
                 lambda: client.map_port(TCP, 8080),
                 lambda: client.map_port(TCP, 70000),
                 lambda: client.map_pair(8080),
                 lambda: client.map_peer(TCP, 8081, "nobody"),
-            ):
+            ]
+            for ask in asks:
                 with pytest.raises(LocalProtocolError):
                     await ask()
             assert len(client.mappings) == 1
@@ -580,6 +583,7 @@ def test_without_a_network_nothing_is_asked_until_there_is_one(
 
     monkeypatch.setattr(_station, "_LOOK", 0.1)
     monkeypatch.setattr(_sockets, "source_address", source_address)
+    monkeypatch.setattr(_sockets, "open_route_socket", lambda: None)
 
     async def story() -> None:
         nonlocal is_offline
@@ -601,14 +605,15 @@ def test_without_a_network_nothing_is_asked_until_there_is_one(
 def test_whoever_is_cancelled_before_the_grant_has_asked_for_nothing(async_face: Face, silent: Address) -> None:
     async def story() -> None:
         async with async_face.open_client(silent) as client:
-            for ask in (
+            asks: list[typing.Any] = [
                 lambda: client.map_port(TCP, 8080),
                 lambda: client.map_pair(8081),
                 lambda: client.map_peer(TCP, 8082, ("198.51.100.7", 443)),
                 client.probe,
                 client.external_address,
                 client.events().__anext__,
-            ):
+            ]
+            for ask in asks:
                 await async_face.cancelled_after(3, ask)
             assert {mapping.state.name for mapping in client.mappings} <= {"RELEASING"}
             client.detach()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import runpy
 import shlex
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from loopback import Server
-from natpmp_sansio import MappingEvent
-from natpmp_sansio.adapters import blocking, discovery
+from natpmp_sansio import Event, MappingEvent
+from natpmp_sansio.adapters import _async, blocking, discovery
 from natpmp_sansio.adapters.discovery import DefaultGateway
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +32,28 @@ def outputs() -> dict[str, str]:
     return {block: text for page in PAGES for block, text in re.findall(pattern, page.read_text(), re.DOTALL)}
 
 
+class Once(blocking.Events):
+    """Endless programs end here."""
+
+    _is_over = False
+
+    def __next__(self) -> Event:
+        if self._is_over:
+            raise StopIteration
+        self._is_over = True
+        return super().__next__()
+
+
+class OnceAsync(_async.Events):
+    _is_over = False
+
+    async def __anext__(self) -> Event:
+        if self._is_over:
+            raise StopAsyncIteration
+        self._is_over = True
+        return await super().__anext__()
+
+
 @pytest.mark.parametrize("block", [block for _, block in blocks("python")], ids=[name for name, _ in blocks("python")])
 def test_a_python_block_runs(
     block: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -42,11 +63,11 @@ def test_a_python_block_runs(
         pytest.importorskip("scapy", reason="captures are read with the extra pcap")
     monkeypatch.chdir(tmp_path)
     with Server(max_lifetime=1) as server:  # leases so short that something happens soon
-        host, port = server.address
+        host, port, *_ = server.address
         monkeypatch.setattr(discovery, "default_gateways", lambda **_: [DefaultGateway(server.address, "lo")])
-        one_event = lambda client: itertools.islice(blocking.Events(client), 1)  # noqa: E731
-        monkeypatch.setattr(blocking.BlockingClient, "events", one_event, raising=False)
-        if "socket" in block:  # a home network is not at hand, but loopback is
+        monkeypatch.setattr(blocking.Driven, "events", lambda client: Once(client))
+        monkeypatch.setattr(_async.Driven, "events", lambda client: OnceAsync(client._station, client._runtime))
+        if "import select, socket" in block:  # a home network is not at hand, but loopback is
             block = block.replace('"192.168.1.1", 5351', f'"{host}", {port}').replace("192.168.1.7", host)
         names: dict[str, object] = {}
         try:

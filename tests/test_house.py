@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,3 +130,33 @@ def test_what_the_package_exports_is_there_and_sorted() -> None:
 def test_no_module_is_longer_than_one_sitting() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in MODULES}
     assert {name: length for name, length in lengths.items() if length > 1200} == {}
+
+
+ADAPTERS = sorted((HOUSE / "adapters").glob("*.py"))
+
+
+def test_no_adapter_knows_a_number_or_an_address_of_the_protocols() -> None:
+    """Their ports, groups and versions stand in wire/ alone."""
+    for path in ADAPTERS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant):
+                assert node.value not in (5350, 5351, "224.0.0.1", "ff02::1", "192.0.0.9", "2001:1::1"), path.name
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("VERSION", "encode", "ResultCode"), path.name
+
+
+def test_no_two_adapters_say_the_same_at_length() -> None:
+    """Eleven lines in a row that are alike, whatever names and values stand in them."""
+    runs: dict[tuple[str, ...], str] = {}
+    for path in ADAPTERS:
+        code = [line.strip() for line in path.read_text().splitlines()]
+        shapes = [re.sub(r"\w+", "x", line) for line in code if line and not line.startswith(("import ", "from "))]
+        for start in range(len(shapes) - 10):
+            run = tuple(shapes[start : start + 11])
+            assert runs.setdefault(run, path.name) == path.name, f"{path.name} has lines of {runs[run]}: {run}"
+
+
+def test_each_face_fits_on_a_few_screens() -> None:
+    faces = [path for path in ADAPTERS if path.name in ("blocking.py", "asyncio.py", "trio.py", "background.py")]
+    lengths = {path.name: len(path.read_text().splitlines()) for path in faces}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from loopback import Address
 from namespaces import run_alone
+from natpmp_sansio import Address
 from natpmp_sansio.adapters import _sockets
 
 needs_error_queue = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose an ICMP error is")

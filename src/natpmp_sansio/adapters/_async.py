@@ -9,15 +9,15 @@ import typing
 from collections.abc import AsyncIterator, Coroutine
 
 from ..client import Client
-from ..config import Config
 from ..core import Core
 from ..events import Event, MappingId, ProbeCompleted
+from ..gateway import Gateway
 from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
 from ..wishes import Wishes
 from . import _station
 from ._driver import Unclaimed, Wait
-from ._station import ClientStation, Station, Where
+from ._station import ClientOptions, ClientStation, ClientView, Station, Where
 
 C = typing.TypeVar("C", bound=Core)
 T = typing.TypeVar("T")
@@ -90,12 +90,10 @@ class Events:
 
     def pending(self) -> list[Event]:
         """What has happened already and was not taken; waits for nothing."""
-        happened = list(self._subscription.queue)
-        self._subscription.queue.clear()
-        return happened
+        return self._subscription.pending()
 
 
-class AsyncClient(Driven[Client]):
+class AsyncClient(Driven[Client], ClientView):
     """A `Client` on its sockets: see `open_client`. Times are seconds.
 
     Whoever waits does so for `timeout` seconds at most. Raised are MappingError (the gateway refuses, or cannot be
@@ -152,30 +150,6 @@ class AsyncClient(Driven[Client]):
         """Ask for every mapping again. Sleep and other networks are noticed without it, within seconds."""
         self._station.network_changed()
 
-    def mapping(self, mapping: MappingId) -> Mapping | None:
-        """One mapping, or None once it is finished."""
-        return self.core.mapping(mapping)
-
-    @property
-    def mappings(self) -> tuple[Mapping, ...]:
-        """Every mapping that is not finished, in the order of asking."""
-        return self.core.mappings
-
-    @property
-    def version(self) -> int | None:
-        """What the gateway speaks: 2 is PCP, 0 is NAT-PMP; None until it has answered."""
-        return self.core.version
-
-    def snapshot(self) -> dict[str, typing.Any]:
-        """Plain values with which another process can take over: `open_client(snapshot=...)`. Keep them private."""
-        return self._station.snapshot()
-
-    def detach(self) -> dict[str, typing.Any]:
-        """A snapshot, and the end: whoever takes it up has the mappings from now on."""
-        saved = self._station.snapshot()
-        self._station.shut()
-        return saved
-
     async def close(self) -> None:
         """Release every mapping, in five seconds at most, and close the sockets. A second call does nothing."""
         driver = self._station.driver
@@ -203,25 +177,11 @@ class AsyncClient(Driven[Client]):
 async def open_client(
     runtime: Runtime,
     gateway: Where,
-    *,
-    config: Config | None,
-    bind: str | None,
     sock: socket.socket | None,
     unclaimed: Unclaimed | None,
-    snapshot: dict[str, typing.Any] | None,
-    announcements: bool,
+    **options: typing.Unpack[ClientOptions],
 ) -> AsyncIterator[AsyncClient]:
-    station = ClientStation(
-        runtime,
-        gateway,
-        config=config,
-        bind=bind,
-        sock=sock,
-        unclaimed=unclaimed,
-        snapshot=snapshot,
-        announcements=announcements,
-    )
-    client = AsyncClient(station, runtime)
+    client = AsyncClient(ClientStation(runtime, gateway, sock=sock, unclaimed=unclaimed, **options), runtime)
     try:
         yield client
     finally:
@@ -229,8 +189,18 @@ async def open_client(
 
 
 @contextlib.asynccontextmanager
+async def open_gateway(
+    runtime: Runtime, gateway: Gateway, unclaimed: Unclaimed | None
+) -> AsyncIterator[Driven[Gateway]]:
+    async with drive(runtime, gateway, None, unclaimed) as driven:
+        gateway.reboot(driven.now())
+        driven.process()
+        yield driven
+
+
+@contextlib.asynccontextmanager
 async def drive(
-    runtime: Runtime, core: C, *, sock: socket.socket | None, unclaimed: Unclaimed | None
+    runtime: Runtime, core: C, sock: socket.socket | None, unclaimed: Unclaimed | None
 ) -> AsyncIterator[Driven[C]]:
     station = Station(core, runtime, sock=sock, unclaimed=unclaimed)
     try:

@@ -185,6 +185,10 @@ class Subscription:
         self.queue.append(event)
         self.wake()
 
+    def pending(self) -> list[Event]:
+        """Everything in it, taken out."""
+        return [self.queue.popleft() for _ in range(len(self.queue))]
+
 
 class Wait(typing.Generic[T]):
     """What somebody waits for. `wake` is called once it is over."""

@@ -26,6 +26,22 @@ C = typing.TypeVar("C", bound=Core)
 
 Where = str | Address | Sequence[str | Address] | None
 
+
+class ClientOptions(typing.TypedDict, total=False):
+    """How a client is to be opened.
+
+    config: what the `Client` is told.
+    bind: the local address or the interface to use, where the routes would choose another.
+    snapshot: what another client's `snapshot` or `detach` has left; its mappings are confirmed at once.
+    announcements: whether to hear the gateway's, on port 5350. True unless it is said.
+    """
+
+    config: Config | None
+    bind: str | None
+    snapshot: dict[str, typing.Any] | None
+    announcements: bool
+
+
 _READS = 256  # datagrams taken from one socket before the clock is looked at again
 _LOOK = 15.0  # s from one look around to the next: has this system slept, or moved?
 _SETTLE = 0.5  # s after the system has said that a route has changed; more will follow
@@ -85,11 +101,11 @@ class Station(typing.Generic[C]):
         """The time, for a command.
 
         Raises:
-            LocalProtocolError: it comes from another thread, or too late.
+            LocalProtocolError: it comes too late, or from another thread.
         """
-        self.check_thread()
         if self.driver.closed:
             raise LocalProtocolError("this is closed")
+        self.check_thread()
         return self.runtime.now()
 
     def check_thread(self) -> None:
@@ -98,8 +114,8 @@ class Station(typing.Generic[C]):
 
     def deadline(self) -> float | None:
         """When `pump` is to be called."""
-        deadline = self.driver.deadline()
-        return deadline if self._look_at == math.inf else min(self._look_at, deadline or math.inf)
+        deadlines = [each for each in (self.driver.deadline(), self._look_at) if each is not None]
+        return None if min(deadlines) == math.inf else min(deadlines)
 
     def read(self, sock: socket.socket) -> None:
         """Take in what has arrived on a socket, and do what follows."""
@@ -177,12 +193,12 @@ class ClientStation(Station[Client]):
         runtime: Runtime,
         gateway: Where,
         *,
-        config: Config | None,
-        bind: str | None,
         sock: socket.socket | None,
         unclaimed: Unclaimed | None,
-        snapshot: dict[str, typing.Any] | None,
-        announcements: bool,
+        config: Config | None = None,
+        bind: str | None = None,
+        snapshot: dict[str, typing.Any] | None = None,
+        announcements: bool = True,
     ) -> None:
         self._place = place = Place(gateway, bind, sock)
         now = runtime.now()
@@ -194,6 +210,7 @@ class ClientStation(Station[Client]):
         self._hears_announcements = announcements
         self._announcements: socket.socket | None = None
         self._routes = _sockets.open_route_socket()
+        self._has_news = False  # some route has changed
         self._look_at = now + _LOOK
         if self._routes is not None:
             runtime.watch(self, self._routes)
@@ -241,6 +258,7 @@ class ClientStation(Station[Client]):
 
     def close(self) -> None:
         """Begin to release everything. `driver.closed` says when that is over."""
+        self.check_thread()
         self.driver.close(self.runtime.now())
         self.pump()
 
@@ -260,6 +278,7 @@ class ClientStation(Station[Client]):
             super().read(sock)
             return
         _sockets.drain(sock)
+        self._has_news = True
         self._look_at = min(self._look_at, self.runtime.now() + _SETTLE)
         self.pump()
 
@@ -292,7 +311,9 @@ class ClientStation(Station[Client]):
         self._look_at = now + _LOOK
         if self._place.has_slept():
             self._place.doubt()
-        if not self._place.has_changed():
+        is_worth_it = self._has_news or self._place.is_doubtful or self._routes is None
+        self._has_news = False
+        if not is_worth_it or not self._place.has_changed():
             return
         old, was = self._sock, (self.core.bind_address, self.core.gateways)
         self.core.network_changed(now, self._place.local, self._place.gateways)
@@ -311,6 +332,38 @@ class ClientStation(Station[Client]):
         self._listen()
 
 
+class ClientView:
+    """What the faces of a client have in common, because it neither waits nor sends."""
+
+    core: Client
+    _station: ClientStation
+
+    @property
+    def mappings(self) -> tuple[Mapping, ...]:
+        """Every mapping that is not finished, in the order of asking."""
+        return self.core.mappings
+
+    def mapping(self, mapping: MappingId) -> Mapping | None:
+        """One mapping, or None once it is finished."""
+        return self.core.mapping(mapping)
+
+    @property
+    def version(self) -> int | None:
+        """What the gateway speaks: 2 is PCP, 0 is NAT-PMP; None until it has answered."""
+        return self.core.version
+
+    def snapshot(self) -> dict[str, typing.Any]:
+        """Plain values with which another process can take over: `open_client(snapshot=...)`. Keep them private."""
+        return self._station.snapshot()
+
+    def detach(self) -> dict[str, typing.Any]:
+        """A snapshot, and the end: whoever takes it up has the mappings from now on, if it comes before their leases
+        are over. Nothing is released."""
+        saved = self._station.snapshot()
+        self._station.shut()
+        return saved
+
+
 class Place:
     """Where a client is: which gateway it asks, and from which address.
 
@@ -327,12 +380,12 @@ class Place:
         self._bind = bind
         self._given = _given_address(bind, sock)
         self._asleep = _sockets.time_asleep()
-        self._is_doubtful = False
+        self.is_doubtful = False
         self.gateways, self.local = self._find()
 
     def doubt(self) -> None:
         """Take it for changed, whatever will be found."""
-        self._is_doubtful = True
+        self.is_doubtful = True
 
     def has_slept(self) -> bool:
         """Whether this system has slept since that was asked last."""
@@ -344,9 +397,9 @@ class Place:
         try:
             found = self._find()
         except (OSError, DiscoveryError):
-            self._is_doubtful = True
+            self.is_doubtful = True
             return False
-        has_changed, self._is_doubtful = self._is_doubtful or found != (self.gateways, self.local), False
+        has_changed, self.is_doubtful = self.is_doubtful or found != (self.gateways, self.local), False
         self.gateways, self.local = found
         return has_changed
 

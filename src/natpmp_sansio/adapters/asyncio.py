@@ -7,16 +7,15 @@ import contextlib
 import math
 import socket
 import typing
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
-from ..config import Config
 from ..core import Core
 from ..events import Address
 from ..gateway import Gateway
 from . import _async
 from ._async import AsyncClient, Driven, Events, Signal
 from ._driver import Unclaimed
-from ._station import Station, Where
+from ._station import ClientOptions, Station, Where
 
 __all__ = ["AsyncClient", "Driven", "Events", "drive", "open_client", "open_gateway"]
 
@@ -28,44 +27,26 @@ Lent = socket.socket | asyncio.DatagramTransport | None
 def open_client(
     gateway: Where = None,
     *,
-    config: Config | None = None,
-    bind: str | None = None,
     sock: Lent = None,
     unclaimed: Unclaimed | None = None,
-    snapshot: dict[str, typing.Any] | None = None,
-    announcements: bool = True,
-) -> contextlib.AbstractAsyncContextManager[AsyncClient]:
+    **options: typing.Unpack[ClientOptions],
+) -> AbstractAsyncContextManager[AsyncClient]:
     """The arguments and errors are those of the blocking `open_client`. `sock` may also be a datagram transport: what
     is not the client's goes on to its own protocol, or to `unclaimed` if that is given. What `unclaimed` raises goes
     to the loop's exception handler."""
-    sock, unclaimed = _shared(sock, unclaimed)
-    return _async.open_client(
-        _Asyncio(),
-        gateway,
-        config=config,
-        bind=bind,
-        sock=sock,
-        unclaimed=unclaimed,
-        snapshot=snapshot,
-        announcements=announcements,
-    )
+    return _async.open_client(_Asyncio(), gateway, *_shared(sock, unclaimed), **options)
 
 
-@contextlib.asynccontextmanager
-async def open_gateway(gateway: Gateway, *, unclaimed: Unclaimed | None = None) -> AsyncIterator[Driven[Gateway]]:
+def open_gateway(
+    gateway: Gateway, *, unclaimed: Unclaimed | None = None
+) -> AbstractAsyncContextManager[Driven[Gateway]]:
     """Serve a `Gateway` on its own address while the block is open. It announces itself first."""
-    async with drive(gateway, unclaimed=unclaimed) as driven:
-        gateway.reboot(driven.now())
-        driven.process()
-        yield driven
+    return _async.open_gateway(_Asyncio(), gateway, unclaimed)
 
 
-def drive(
-    core: C, *, sock: Lent = None, unclaimed: Unclaimed | None = None
-) -> contextlib.AbstractAsyncContextManager[Driven[C]]:
+def drive(core: C, *, sock: Lent = None, unclaimed: Unclaimed | None = None) -> AbstractAsyncContextManager[Driven[C]]:
     """Drive any core, a `Multiplexer` too, on `sock` or on a socket at its `bind_address`."""
-    sock, unclaimed = _shared(sock, unclaimed)
-    return _async.drive(_Asyncio(), core, sock=sock, unclaimed=unclaimed)
+    return _async.drive(_Asyncio(), core, *_shared(sock, unclaimed))
 
 
 class _Asyncio:

@@ -1,6 +1,6 @@
 """For programs without an event loop. No hidden thread: mappings are renewed only while somebody pumps, that is during
-the calls that wait, while `events()` is read, or whenever `process()` is called. Who wants a thread takes
-`BackgroundClient`.
+the calls that wait, while `events()` is read, or whenever `process()` is called. `background` has a
+client with a thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import typing
 from collections.abc import Callable, Iterator
 
 from ..client import Client
-from ..config import Config
 from ..core import Core
 from ..events import Event, MappingId, ProbeCompleted
 from ..gateway import Gateway
@@ -23,7 +22,7 @@ from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
 from ..wishes import Wishes
 from ._driver import Unclaimed, Wait
-from ._station import ClientStation, Station, Where
+from ._station import ClientOptions, ClientStation, ClientView, Station, Where
 
 C = typing.TypeVar("C", bound=Core)
 T = typing.TypeVar("T")
@@ -95,13 +94,11 @@ class Events:
 
     def pending(self) -> list[Event]:
         """What has happened already and was not taken; waits for nothing."""
-        happened = list(self._subscription.queue)
-        self._subscription.queue.clear()
-        return happened
+        return self._subscription.pending()
 
 
-class BlockingClient(Driven[Client]):
-    """A `Client` on its sockets: see `open_client`. Times are seconds.
+class ClientCalls(ClientView):
+    """What a client can be asked to do. Times are seconds.
 
     What waits does so for `timeout` seconds at most, and raises:
         MappingError: the gateway refuses, or cannot be reached; its event says why.
@@ -109,8 +106,6 @@ class BlockingClient(Driven[Client]):
         LocalProtocolError: wrong use, before anything has changed.
     In each case what was asked for is given up again. The arguments are those of `Client`'s methods.
     """
-
-    _station: ClientStation
 
     def map_port(
         self, protocol: Protocol | int, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
@@ -159,28 +154,14 @@ class BlockingClient(Driven[Client]):
         """Ask for every mapping again, now. Other networks and sleep are noticed without it, within seconds."""
         self._station.network_changed()
 
-    def mapping(self, mapping: MappingId) -> Mapping | None:
-        """One mapping, or None once it is finished."""
-        return self.core.mapping(mapping)
+    def _wait(self, wait: Wait[T], timeout: float) -> T:
+        raise NotImplementedError
 
-    @property
-    def mappings(self) -> tuple[Mapping, ...]:
-        return self.core.mappings
 
-    @property
-    def version(self) -> int | None:
-        """2 is PCP, 0 is NAT-PMP; None until the gateway has answered."""
-        return self.core.version
+class BlockingClient(Driven[Client], ClientCalls):
+    """A `Client` on its sockets: see `open_client`."""
 
-    def snapshot(self) -> dict[str, typing.Any]:
-        """What another process needs to take over: for `open_client(snapshot=...)`. Plain values; keep them private."""
-        return self._station.snapshot()
-
-    def detach(self) -> dict[str, typing.Any]:
-        """Stop here and leave the mappings to whoever takes this snapshot up, until their leases are over."""
-        saved = self._station.snapshot()
-        self._station.shut()
-        return saved
+    _station: ClientStation
 
     def release(self) -> None:
         """Release every mapping and wait for the gateway to confirm, a few seconds at most."""
@@ -215,20 +196,16 @@ class BlockingClient(Driven[Client]):
 def open_client(
     gateway: Where = None,
     *,
-    config: Config | None = None,
-    bind: str | None = None,
     sock: socket.socket | None = None,
     unclaimed: Unclaimed | None = None,
-    snapshot: dict[str, typing.Any] | None = None,
-    announcements: bool = True,
+    **options: typing.Unpack[ClientOptions],
 ) -> Iterator[BlockingClient]:
     """A client of `gateway`; leaving the block releases its mappings, within a few seconds.
 
-    `gateway` is an address, a socket address, several of one server, or None for this host's default gateway, which is
-    followed when it changes. `bind` is the local address or interface to use, where the routes would choose another.
-    `sock` is a bound UDP socket of yours to share, and is made non-blocking: what arrives there and is not the client's
-    goes to `unclaimed(data, addr)`. `snapshot` is what another client has left. `announcements` says whether to hear
-    the gateway's on port 5350.
+    `gateway` is an address, a socket address, a list of the several addresses of one server, or None for this host's
+    default gateway, which is followed when it changes. `sock` is a bound UDP socket of yours to share, and is made
+    non-blocking: what arrives there and is not the client's goes to `unclaimed(data, addr)`. The other options are
+    those of `ClientOptions`: `config`, `bind`, `snapshot`, `announcements`.
 
     Raises:
         DiscoveryError: no gateway was named and none can be found.
@@ -237,16 +214,7 @@ def open_client(
     """
     selector = _Selector()
     with contextlib.closing(selector):
-        station = ClientStation(
-            selector,
-            gateway,
-            config=config,
-            bind=bind,
-            sock=sock,
-            unclaimed=unclaimed,
-            snapshot=snapshot,
-            announcements=announcements,
-        )
+        station = ClientStation(selector, gateway, sock=sock, unclaimed=unclaimed, **options)
         with contextlib.closing(BlockingClient(station, selector)) as client:
             yield client
 
@@ -290,7 +258,10 @@ class _Selector:
         self._selector = selectors.DefaultSelector()
 
     def watch(self, station: Station[typing.Any], sock: socket.socket) -> None:
-        self._selector.register(sock, selectors.EVENT_READ, station.read)
+        self.on_readable(sock, station.read)
+
+    def on_readable(self, sock: socket.socket, read: Callable[[typing.Any], object]) -> None:
+        self._selector.register(sock, selectors.EVENT_READ, read)
 
     def unwatch(self, sock: socket.socket) -> None:
         self._selector.unregister(sock)
@@ -301,8 +272,7 @@ class _Selector:
     def select(self, timeout: float) -> None:
         """Wait for something to read, and have it read."""
         for key, _ in self._selector.select(None if timeout == math.inf else timeout):
-            read: Callable[[typing.Any], None] = key.data
-            read(key.fileobj)
+            key.data(key.fileobj)
 
     def fileno(self) -> int:
         if sys.platform == "win32":

@@ -8,17 +8,16 @@ import contextlib
 import math
 import socket
 import typing
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 import trio
 
-from ..config import Config
 from ..core import Core
 from ..gateway import Gateway
 from . import _async
 from ._async import AsyncClient, Driven, Events, Signal
 from ._driver import Unclaimed, datagrams_log
-from ._station import Station, Where
+from ._station import ClientOptions, Station, Where
 
 __all__ = ["AsyncClient", "Driven", "Events", "drive", "open_client", "open_gateway"]
 
@@ -28,41 +27,27 @@ C = typing.TypeVar("C", bound=Core)
 def open_client(
     gateway: Where = None,
     *,
-    config: Config | None = None,
-    bind: str | None = None,
     sock: socket.socket | None = None,
     unclaimed: Unclaimed | None = None,
-    snapshot: dict[str, typing.Any] | None = None,
-    announcements: bool = True,
-) -> contextlib.AbstractAsyncContextManager[AsyncClient]:
-    """The arguments and errors are those of the blocking `open_client`. Use `socket.socket` for `sock`: of trio's own
-    sockets, the one inside cannot be shared. What `unclaimed` raises is logged."""
-    return _async.open_client(
-        _Trio(),
-        gateway,
-        config=config,
-        bind=bind,
-        sock=sock,
-        unclaimed=unclaimed,
-        snapshot=snapshot,
-        announcements=announcements,
-    )
+    **options: typing.Unpack[ClientOptions],
+) -> AbstractAsyncContextManager[AsyncClient]:
+    """The arguments and errors are those of the blocking `open_client`. `sock` is none of trio's own: those cannot be
+    shared. What `unclaimed` raises is logged."""
+    return _async.open_client(_Trio(), gateway, sock, unclaimed, **options)
 
 
-@contextlib.asynccontextmanager
-async def open_gateway(gateway: Gateway, *, unclaimed: Unclaimed | None = None) -> AsyncIterator[Driven[Gateway]]:
+def open_gateway(
+    gateway: Gateway, *, unclaimed: Unclaimed | None = None
+) -> AbstractAsyncContextManager[Driven[Gateway]]:
     """Serve a `Gateway` on its own address while the block is open. It announces itself first."""
-    async with drive(gateway, unclaimed=unclaimed) as driven:
-        gateway.reboot(driven.now())
-        driven.process()
-        yield driven
+    return _async.open_gateway(_Trio(), gateway, unclaimed)
 
 
 def drive(
     core: C, *, sock: socket.socket | None = None, unclaimed: Unclaimed | None = None
-) -> contextlib.AbstractAsyncContextManager[Driven[C]]:
+) -> AbstractAsyncContextManager[Driven[C]]:
     """Drive any core, a `Multiplexer` too, on `sock` or on a socket at its `bind_address`."""
-    return _async.drive(_Trio(), core, sock=sock, unclaimed=unclaimed)
+    return _async.drive(_Trio(), core, sock, unclaimed)
 
 
 class _Trio:
