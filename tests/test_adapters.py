@@ -399,6 +399,7 @@ def test_an_ipv4_gateway_is_asked_on_a_dual_stack_socket(face: Face, server: Ser
         face.run(story)
 
 
+@pytest.mark.requirement("PCP-8.4-03")
 def test_a_socket_on_a_chosen_address_says_where_requests_come_from(face: Face, server: Server) -> None:
     async def story() -> None:
         async with face.open_client(server.address, sock=there) as client:
@@ -436,6 +437,26 @@ def test_a_multiplexer_is_driven_on_one_socket(face: Face, server: Server, sock:
 
     with Server() as second:
         face.run(story)
+
+
+def test_of_two_clients_on_one_socket_each_is_closed_by_itself(face: Face, server: Server, sock: socket.socket) -> None:
+    async def story() -> None:
+        one = Client(server.address, local_address="127.0.0.1")
+        other = Client(second.address, local_address="127.0.0.1")
+        async with face.drive(Multiplexer(one, other), sock=sock) as driven:
+            events = driven.events()
+            other.map_port(TCP, 8080, driven.now())
+            driven.process()
+            await until(events, MappingGranted)
+            for client in (one, other):
+                client.close(driven.now())
+                driven.process()
+                assert (await until(events, Closed)).gateway == client.gateway
+
+    with Server() as second:
+        face.run(story)
+        second.close()
+        assert [type(event) for event in second.events] == [MappingCreated, MappingDeleted]
 
 
 def test_a_gateway_is_served(face: Face) -> None:

@@ -195,6 +195,7 @@ DEPRECATED = "addr add 2001:db8:1::3/64 dev eth0 nodad preferred_lft 0\n"
 PASSING = "addr add 2001:db8:1::4/64 dev eth0 nodad valid_lft 3600 preferred_lft 1800\n"
 
 
+@pytest.mark.requirement("PCP-8.4-01")
 def test_a_link_local_gateway_is_asked_from_an_address_that_the_world_can_reach() -> None:
     assert source(LINK_LOCAL + ULA + GLOBAL + ELSEWHERE) == "2001:db8:1::2"
     assert source(LINK_LOCAL + ULA + ELSEWHERE) == "fd00:1::2"
