@@ -722,6 +722,34 @@ def test_a_transport_is_shared_with_its_own_protocol(server: Server) -> None:
         Asyncio().run(story)
 
 
+def test_who_closes_the_transport_ends_what_is_on_it(server: Server) -> None:
+    import asyncio
+
+    class Owner(asyncio.DatagramProtocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.Event()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set()
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        transport, owner = await loop.create_datagram_endpoint(Owner, local_addr=("127.0.0.1", 0))
+        begun = loop.time()
+        async with Asyncio().open_client(server.address, sock=transport) as client:
+            events = client.events()
+            await client.map_port(TCP, 8080)
+            transport.close()
+            await client.keep_port(TCP, 8081)  # which cannot be sent, and does no harm
+            await owner.lost.wait()
+            assert [event async for event in events]  # it comes to an end
+            with pytest.raises(LocalProtocolError, match="closed"):
+                await client.map_port(TCP, 8082)
+        assert loop.time() - begun < _driver.LINGER, "it waited for what could not come"
+
+    Asyncio().run(story)
+
+
 def test_a_loop_that_watches_no_sockets_is_asked_for_datagrams(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Windows' usual loop is."""
     import asyncio
