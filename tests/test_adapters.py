@@ -441,6 +441,26 @@ def test_a_multiplexer_is_driven_on_one_socket(face: Face, server: Server, sock:
         face.run(story)
 
 
+def test_of_two_clients_on_one_socket_each_is_closed_by_itself(face: Face, server: Server, sock: socket.socket) -> None:
+    async def story() -> None:
+        one = Client(server.address, local_address="127.0.0.1")
+        other = Client(second.address, local_address="127.0.0.1")
+        async with face.drive(Multiplexer(one, other), sock=sock) as driven:
+            events = driven.events()
+            other.map_port(TCP, 8080, driven.now())
+            driven.process()
+            await until(events, MappingGranted)
+            for client in (one, other):
+                client.close(driven.now())
+                driven.process()
+                assert (await until(events, Closed)).gateway == client.gateway
+
+    with Server() as second:
+        face.run(story)
+        second.close()
+        assert [type(event) for event in second.events] == [MappingCreated, MappingDeleted]
+
+
 def test_a_gateway_is_served(face: Face) -> None:
     """By an asynchronous face in the background; by the blocking one while somebody pumps."""
 
@@ -728,6 +748,34 @@ def test_a_transport_is_shared_with_its_own_protocol(server: Server) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as friend:
         friend.bind(("127.0.0.1", 0))
         Asyncio().run(story)
+
+
+def test_who_closes_the_transport_ends_what_is_on_it(server: Server) -> None:
+    import asyncio
+
+    class Owner(asyncio.DatagramProtocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.Event()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set()
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        transport, owner = await loop.create_datagram_endpoint(Owner, local_addr=("127.0.0.1", 0))
+        begun = loop.time()
+        async with Asyncio().open_client(server.address, sock=transport) as client:
+            events = client.events()
+            await client.map_port(TCP, 8080)
+            transport.close()
+            await client.keep_port(TCP, 8081)  # which cannot be sent, and does no harm
+            await owner.lost.wait()
+            assert [event async for event in events]  # it comes to an end
+            with pytest.raises(LocalProtocolError, match="closed"):
+                await client.map_port(TCP, 8082)
+        assert loop.time() - begun < _driver.LINGER, "it waited for what could not come"
+
+    Asyncio().run(story)
 
 
 def test_a_loop_that_watches_no_sockets_is_asked_for_datagrams(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

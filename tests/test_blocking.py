@@ -10,6 +10,7 @@ import pytest
 
 from loopback import Server
 from natpmp_sansio import (
+    Client,
     Closed,
     DiscoveryError,
     Event,
@@ -22,7 +23,7 @@ from natpmp_sansio import (
     Protocol,
 )
 from natpmp_sansio.adapters import _sockets, discovery
-from natpmp_sansio.adapters.blocking import open_client
+from natpmp_sansio.adapters.blocking import drive, open_client
 
 
 def test_reading_the_events_keeps_the_port_open(server: Server) -> None:
@@ -87,6 +88,14 @@ def test_two_programs_can_listen_for_announcements_on_one_host() -> None:
         for listener in listeners:
             assert select.select([listener], [], [], 5.0)[0]
             assert listener.recvfrom(100)[0] == b"hello"
+
+
+def test_what_happens_at_once_is_not_waited_for() -> None:
+    with drive(Client(("127.0.0.1", 5351), local_address="127.0.0.1")) as driven:
+        events = driven.events()
+        driven.core.close(time.monotonic())
+        driven.run()
+        assert [type(event) for event in events] == [Closed]
 
 
 def test_addresses_are_numeric() -> None:

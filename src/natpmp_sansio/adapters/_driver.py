@@ -125,7 +125,7 @@ class Driver(typing.Generic[C]):
                 self._finish(wait)
         for subscription in list(self._subscriptions):
             subscription.add(event)
-        if isinstance(event, Closed):
+        if isinstance(event, Closed) and isinstance(self.core, Client):  # the others of a Multiplexer go on
             self.end()
 
     def publish_standing(self, event: Event) -> None:

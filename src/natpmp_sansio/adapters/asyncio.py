@@ -138,7 +138,8 @@ class _Shared(asyncio.DatagramProtocol):
         return typing.cast("Address", self._transport.get_extra_info("sockname"))
 
     def sendto(self, data: bytes, addr: Address) -> None:
-        self._transport.sendto(data, addr)
+        if not self._transport.is_closing():  # asyncio's raises what no socket raises when it is closed
+            self._transport.sendto(data, addr)
 
     def watch(self, station: Station[typing.Any]) -> None:
         self._station = station
@@ -157,6 +158,7 @@ class _Shared(asyncio.DatagramProtocol):
         self.protocol.error_received(exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._station.shut()  # without its socket nobody can release anything
         self.protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:

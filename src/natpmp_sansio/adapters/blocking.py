@@ -48,8 +48,8 @@ class Driven(typing.Generic[C]):
     def wait(self, timeout: float = math.inf) -> None:
         """Wait until something is to be done, `timeout` seconds at most, and do it."""
         self._station.check_thread()
-        self._station.pump()
-        self._selector.select(min(timeout, self._until_deadline()))
+        if (remaining := self._until_deadline()) > 0:
+            self._selector.select(min(timeout, remaining))
         self._station.pump()
 
     def timeout(self) -> float | None:
