@@ -20,6 +20,7 @@ from natpmp_sansio import (
     Client,
     Closed,
     Config,
+    DiscoveryError,
     Endpoint,
     Gateway,
     GatewayConfig,
@@ -40,7 +41,8 @@ from natpmp_sansio import (
     VersionNegotiated,
     pcp,
 )
-from natpmp_sansio.adapters import _driver, _sockets, _station
+from natpmp_sansio.adapters import _driver, _sockets, _station, discovery
+from natpmp_sansio.adapters.discovery import DefaultGateway
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 STUN = bytes.fromhex("010100002112a442") + bytes(12)
@@ -616,6 +618,32 @@ def test_without_a_network_nothing_is_asked_until_there_is_one(
             assert events.pending() == []
             is_offline = False
             await until(events, MappingRenewed)
+
+    face.run(story)
+
+
+def test_nat_pmp_alone_takes_no_ipv6_gateway_and_waits_for_another(
+    face: Face, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = DefaultGateway(server.address, "eth0"), DefaultGateway(("fe80::1", 5351, 0, 1), "eth0")
+    found = [old]
+    monkeypatch.setattr(_station, "_LOOK", 0.1)
+    monkeypatch.setattr(discovery, "default_gateways", lambda bind: found)
+
+    async def story() -> None:
+        async with face.open_client(config=NAT_PMP) as client:
+            await client.map_port(TCP, 8080)
+            events = client.events()
+            found[:] = [new]
+            await client.network_changed()
+            await face.pass_time(0.3, client)
+            assert events.pending() == []
+            found[:] = [old]
+            await until(events, MappingRenewed)
+        found[:] = [new]
+        with pytest.raises(DiscoveryError, match="no default gateway for IPv4"):
+            async with face.open_client(config=NAT_PMP):
+                """Not reached."""
 
     face.run(story)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
+from faces import make_face
 from namespaces import run_alone
 from natpmp_sansio import DiscoveryError
 from natpmp_sansio.adapters.discovery import DefaultGateway, anycast_servers, default_gateways
@@ -46,6 +47,22 @@ def test_the_route_of_least_metric_counts_and_bind_names_another() -> None:
     assert gateways(plan) == [eth0]
     assert gateways(plan, "eth0") == gateways(plan, "192.168.1.2") == [eth0]
     assert gateways(plan, "eth1") == gateways(plan, "192.168.5.2") == [eth1]
+
+
+@pytest.mark.parametrize("name", ["blocking", "asyncio", "trio"])
+def test_every_adapter_finds_the_default_gateway(name: str) -> None:
+    make_face(name)  # or skip
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from faces import make_face
+face = make_face({name!r})
+async def story():
+    async with face.open_client() as client:
+        print(client.core.gateway, client.core.bind_address)
+face.run(story)
+"""
+    assert run_alone(DEFAULT_VIA_ETH0, code) == "('192.168.1.1', 5351) ('192.168.1.2', 0)"
 
 
 def test_an_interface_with_a_table_of_its_own_has_its_own_gateway() -> None:

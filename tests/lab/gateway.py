@@ -28,6 +28,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 
 GATEWAY, EXTERNAL = "192.168.77.1", "11.22.33.44"
+HOST = "192.168.77.2"
 GATEWAY_V6, HOST_V6 = "fe80::1%lan0", "2001:db8:77::2"
 ALLOW = "allow 1024-65535 192.168.77.0/24 1024-65535"
 
@@ -192,7 +193,7 @@ class Lab:
         uptime = "yes" if system_uptime else "no"
         self._configuration = _CONFIGURATION.format(rules=rules, lifetimes=lifetimes, system_uptime=uptime)
         self._external = EXTERNAL
-        self._booted = 0.0
+        self.booted = 0.0  # when the gateway was started last, on the monotonic clock
         token = secrets.token_hex(3)  # labs of their own, several at once
         self._names = {name: f"natpmp-{token}-{name}" for name in ("host", "gw", "wan")}
         self._namespaces: list[str] = []
@@ -214,7 +215,7 @@ class Lab:
     def start(self) -> None:
         """The gateway boots, and answers."""
         files = ("-f", str(self._directory / "miniupnpd.conf"), "-P", str(self._pid_file))
-        self._booted = time.monotonic()
+        self.booted = time.monotonic()
         self.run("gw", "sh", "-c", _QUIET, _tool("miniupnpd"), *files)
         eventually(lambda: len(self._ask(_NAT_PMP_ASKS)) == 12, "miniupnpd answers")
         self.switch(self._mode)
@@ -233,7 +234,7 @@ class Lab:
 
     def grow_up(self) -> None:
         """Wait until the gateway has been up long enough for its clients to notice by its epoch when that restarts."""
-        eventually(lambda: time.monotonic() - self._booted >= _NOTICEABLE, "the epoch runs")
+        eventually(lambda: time.monotonic() - self.booted >= _NOTICEABLE, "the epoch runs")
 
     def switch(self, mode: Mode) -> None:
         """Answer otherwise from now on; mappings stay."""
@@ -242,7 +243,7 @@ class Lab:
         self.run("gw", "nft", "-f", "-", text=_MODE.format(requests=requests, answers=answers))
         self._end_helpers()
         if has_version_error:
-            self._run_on_gateway(sys.executable, str(Path(__file__).with_name("version_error.py")), str(self._booted))
+            self._run_on_gateway(sys.executable, str(Path(__file__).with_name("version_error.py")), str(self.booted))
             eventually(lambda: len(self._ask(_PCP_ASKS)) == 8, "PCP gets the version error", self._log)
 
     def readdress(self, address: str, *, is_noticed: bool = True) -> None:
@@ -288,8 +289,7 @@ class Lab:
             OSError: nothing does.
         """
         kind = socket.SOCK_STREAM if rule.protocol == "tcp" else socket.SOCK_DGRAM
-        is_v6 = ":" in rule.internal_address
-        family = socket.AF_INET6 if is_v6 else socket.AF_INET
+        family = _family(rule)
         with self._socket("host", kind, family) as inside, self._socket("wan", kind, family) as outside:
             inside.settimeout(timeout)
             outside.settimeout(timeout)
@@ -297,13 +297,23 @@ class Lab:
             inside.bind((rule.internal_address, rule.internal_port))
             if kind == socket.SOCK_STREAM:
                 inside.listen()
-            outside.connect((rule.internal_address if is_v6 else self._external, rule.external_port))
+            outside.connect(self._outside(rule))
             outside.send(payload)
             if kind == socket.SOCK_DGRAM:
                 return inside.recv(2048)
             with inside.accept()[0] as connection:
                 connection.settimeout(timeout)
                 return connection.recv(2048)
+
+    def call(self, rule: Rule, payload: bytes, timeout: float = 2.0) -> bytes:
+        """Send from outside to the external port; what the program inside answers, or nothing."""
+        with self._socket("wan", socket.SOCK_DGRAM, _family(rule)) as outside:
+            outside.settimeout(timeout)
+            outside.connect(self._outside(rule))
+            outside.send(payload)
+            with contextlib.suppress(OSError):
+                return outside.recv(2048)
+        return b""
 
     def popen(self, *argv: str, output: typing.IO[str] | None = None) -> subprocess.Popen[str]:
         """A program on the host; it is ended with the lab at the latest. Without `output` it writes to two pipes."""
@@ -343,6 +353,10 @@ class Lab:
         self.run("gw", "nft", "-f", "-", text=_FIREWALL)
         self.run("host", "nft", "-f", "-", text=_COUNTER)
         (self._directory / "miniupnpd.conf").write_text(self._configuration)
+
+    def _outside(self, rule: Rule) -> tuple[str, int]:
+        """Where it can be reached from outside; IPv6 has pinholes."""
+        return rule.internal_address if ":" in rule.internal_address else self._external, rule.external_port
 
     @property
     def _pid_file(self) -> Path:
@@ -437,6 +451,10 @@ def why_not(*, weather: bool = False) -> str | None:
     except RuntimeError as error:
         return f"no network namespace with nftables can be made here: {error}"
     return None
+
+
+def _family(rule: Rule) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in rule.internal_address else socket.AF_INET
 
 
 def _read_rule(expressions: list[dict[str, typing.Any]]) -> Rule | None:

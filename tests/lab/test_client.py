@@ -5,29 +5,17 @@ What a story does most is wait, so those that are asked for run all at once, eac
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-import typing
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lab.gateway import ALLOW, EXTERNAL, GATEWAY_V6, HOST_V6, Lab, Mode, Rule, eventually, why_not
-from natpmp_sansio import Protocol
+from lab.gateway import ALLOW, EXTERNAL, GATEWAY_V6, HOST, HOST_V6, Lab, Mode, Rule, eventually, why_not
+from lab.stories import GRANTS, PATIENCE, Program, arrives, await_rules, story
 
-KEEP_PORTS = Path(__file__).with_name("keep_ports.py")
-HOST, OTHER_EXTERNAL = "192.168.77.2", "11.22.33.55"
+OTHER_EXTERNAL = "11.22.33.55"
 TCP, UDP = Rule("tcp", 8080, HOST, 8080), Rule("udp", 8081, HOST, 8081)
 BOTH, PORTS = [TCP, UDP], ("tcp:8080", "udp:8081")
-PATIENCE = 60.0  # s; the machine may be busy
-_GRANTS = ("MappingGranted", "MappingRenewed")
-
-Story = Callable[[Path], str | None]
-Event = dict[str, typing.Any]
-_STORIES: dict[str, Story] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,94 +23,6 @@ def _lab_is_possible() -> None:
     pytest.importorskip("pyroute2", reason="the lab needs pyroute2, to look the gateway up")
     if reason := why_not(weather=True):
         pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def stories(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[str | None]]]:
-    chosen = [item.name for item in request.session.items if item.path == request.path]
-    with ThreadPoolExecutor(len(chosen)) as pool:
-        yield {name: pool.submit(_STORIES[name], tmp_path_factory.mktemp("lab")) for name in chosen}
-
-
-def story(told: Story) -> Callable[..., None]:
-    """A test that waits for a story, and shows the figure that it ends with."""
-    _STORIES[told.__name__] = told
-
-    def test(stories: dict[str, Future[str | None]], capsys: pytest.CaptureFixture[str]) -> None:
-        if figure := stories[told.__name__].result():
-            with capsys.disabled():
-                print(f"\n{figure}")
-
-    return test
-
-
-class Program:
-    """A client on the host, and what it has said so far."""
-
-    def __init__(self, lab: Lab, directory: Path, *ports: str, lifetime: int = 7200, **options: str) -> None:
-        self._file = directory / f"{'-'.join(ports)}.json"
-        arguments = [f"--{name}={value}" for name, value in options.items()]
-        command = (sys.executable, str(KEEP_PORTS), *ports, f"--lifetime={lifetime}", *arguments)
-        with self._file.open("w") as output:
-            self._process = lab.popen(*command, output=output)
-
-    def said(self) -> str:
-        return self._file.read_text()
-
-    def events(self, *names: str) -> list[Event]:
-        lines = self.said().splitlines(keepends=True)
-        events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
-        return [event for event in events if event["event"] in names]
-
-    def await_grants(self, rules: list[Rule], since: float = 0.0) -> None:
-        """Until each of them has been granted or renewed, after `since` on the monotonic clock."""
-        wanted = {(rule.protocol, rule.internal_port) for rule in rules}
-        eventually(
-            lambda: wanted <= {_target(event) for event in self.events(*_GRANTS) if event["at"] > since},
-            f"granted: {wanted}",
-            self.said,
-            PATIENCE,
-        )
-
-    def held(self) -> list[tuple[str, int]]:
-        """Protocol and port of what it takes for open now."""
-        latest = {_target(event): event["event"] for event in self.events(*_GRANTS, "MappingLost")}
-        return sorted(target for target, name in latest.items() if name in _GRANTS)
-
-    def await_event(self, name: str, count: int = 1, **fields: object) -> Event:
-        """The event of that name that has these fields, once it has come; the `count`-th of them."""
-
-        def found() -> list[Event]:
-            return [event for event in self.events(name) if fields.items() <= event.items()]
-
-        eventually(lambda: len(found()) >= count, f"{name} {fields}", self.said, PATIENCE)
-        return found()[count - 1]
-
-    def stop(self) -> None:
-        """It ends without complaint."""
-        self._process.terminate()
-        assert self._process.wait(PATIENCE) == 0, self.said()
-
-
-def _target(event: Event) -> tuple[str, int]:
-    return Protocol(event["protocol"]).name.lower(), event["internal_port"]
-
-
-def await_rules(lab: Lab, rules: list[Rule], program: Program) -> None:
-    eventually(lambda: lab.rules() == rules, f"these rules: {rules}", lambda: (lab.rules(), program.said()), PATIENCE)
-
-
-def arrives(lab: Lab, rule: Rule) -> bool:
-    """Whether what is sent outside arrives inside. Nothing else may."""
-    payload = f"{rule}".encode()
-    try:
-        received = lab.send(rule, payload, timeout=2.0)
-    except OSError:
-        return False
-    assert received == payload
-    return True
 
 
 # --- loss and copies
@@ -141,7 +41,7 @@ def lose_thirty_percent(directory: Path, mode: Mode, **options: str) -> str:
         await_rules(lab, rules, program)
         opened = time.monotonic() - begin
         assert [rule for rule in rules if not arrives(lab, rule)] == []
-        eventually(lambda: len(program.events(*_GRANTS)) >= 12, "grants and renewals", program.said, PATIENCE)
+        eventually(lambda: len(program.events(*GRANTS)) >= 12, "grants and renewals", program.said, PATIENCE)
         eventually(
             lambda: program.held() == [(r.protocol, r.internal_port) for r in lab.rules()], "the same", program.said
         )

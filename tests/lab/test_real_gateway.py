@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from lab.gateway import Lab, Mode, eventually, why_not
+from lab.stories import KEEP_PORTS
 
 WANTED = [("tcp", "192.168.77.2", 8080), ("udp", "192.168.77.2", 8081)]
 NATPMP = (sys.executable, "-m", "natpmp_sansio")
-KEEP_PORTS = Path(__file__).with_name("keep_ports.py")
 
 Programs = list[subprocess.Popen[str]]
 
@@ -30,7 +30,7 @@ def _lab_is_possible() -> None:
 
 
 def blocking_adapter(lab: Lab, lifetime: int) -> Programs:
-    return [lab.popen(sys.executable, str(KEEP_PORTS), "tcp:8080", "udp:8081", "--lifetime", str(lifetime))]
+    return [lab.popen(*KEEP_PORTS, "tcp:8080", "udp:8081", "--lifetime", str(lifetime))]
 
 
 def command(lab: Lab, lifetime: int) -> Programs:

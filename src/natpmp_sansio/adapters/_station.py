@@ -200,7 +200,7 @@ class ClientStation(Station[Client]):
         snapshot: dict[str, typing.Any] | None = None,
         announcements: bool = True,
     ) -> None:
-        self._place = place = Place(gateway, bind, sock)
+        self._place = place = Place(gateway, bind, sock, (config or Config()).versions)
         now = runtime.now()
         if snapshot is None:
             core = Client(place.gateways, local_address=place.local, config=config)
@@ -367,18 +367,20 @@ class ClientView:
 class Place:
     """Where a client is: which gateway it asks, and from which address.
 
-    `gateway` and `bind` are as in `open_client`; `sock` is a socket that is to be used.
+    `gateway` and `bind` are as in `open_client`; `sock` is a socket that is to be used. NAT-PMP is for IPv4, so where
+    it is spoken alone an IPv6 gateway is none.
 
     Raises:
-        DiscoveryError: no gateway was named, and none can be found.
+        DiscoveryError: no gateway was named, and none that fits can be found.
         OSError: there is no route to it.
         LocalProtocolError: `gateway` is no address.
     """
 
-    def __init__(self, gateway: Where, bind: str | None, sock: socket.socket | None) -> None:
+    def __init__(self, gateway: Where, bind: str | None, sock: socket.socket | None, versions: tuple[int, ...]) -> None:
         self._named = None if gateway is None else _to_addresses(gateway)
         self._bind = bind
         self._given = _given_address(bind, sock)
+        self._family = to_address(self._given).version if self._given else 4 if versions == (0,) else None
         self._asleep = _sockets.time_asleep()
         self.is_doubtful = False
         self.gateways, self.local = self._find()
@@ -409,9 +411,10 @@ class Place:
 
     def _default(self) -> tuple[Address, ...]:
         found = [each.address for each in discovery.default_gateways(bind=self._bind)]
-        version = self._given and to_address(self._given).version
-        fitting = [each for each in found if version in (None, to_address(each[0]).version)]
-        return tuple((fitting or found)[:1])
+        fitting = [each for each in found if self._family in (None, to_address(each[0]).version)]
+        if not fitting:
+            raise DiscoveryError(f"this host has no default gateway for IPv{self._family}; name the gateway yourself")
+        return tuple(fitting[:1])
 
 
 def _to_addresses(gateway: str | Address | Sequence[str | Address]) -> tuple[Address, ...]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import attrs
@@ -113,7 +114,13 @@ def _interface_name(index: int) -> str:
 # --- Linux: pyroute2 speaks netlink
 
 
-def _on_linux(destinations: list[str], bind: str | None, source: IPAddress | None) -> Iterator[_Hop]:
+def _on_linux(destinations: list[str], bind: str | None, source: IPAddress | None) -> list[_Hop]:
+    """In a thread of its own: pyroute2 has a loop of asyncio's inside, and a thread runs no more than one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: list(_through_pyroute2(destinations, bind, source))).result()
+
+
+def _through_pyroute2(destinations: list[str], bind: str | None, source: IPAddress | None) -> Iterator[_Hop]:
     try:
         from pyroute2 import IPRoute
     except ImportError:
