@@ -117,6 +117,15 @@ class Asyncio:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
+    async def together(self, *works: Callable[[], Awaitable[object]]) -> None:
+        await asyncio.gather(*(work() for work in works))
+
+    async def soon(self, act: Callable[[], typing.Any], seconds: float = 0.05) -> None:
+        await asyncio.sleep(seconds)
+        found = act()
+        if isinstance(found, Awaitable):
+            await found
+
 
 class Trio:
     def __init__(self) -> None:
@@ -148,6 +157,21 @@ class Trio:
             for _ in range(steps):
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
+
+    async def together(self, *works: Callable[[], Awaitable[object]]) -> None:
+        import trio
+
+        async with trio.open_nursery() as nursery:
+            for work in works:
+                nursery.start_soon(work)
+
+    async def soon(self, act: Callable[[], typing.Any], seconds: float = 0.05) -> None:
+        import trio
+
+        await trio.sleep(seconds)
+        found = act()
+        if isinstance(found, Awaitable):
+            await found
 
 
 def make_face(name: str) -> typing.Any:

@@ -46,6 +46,7 @@ from natpmp_sansio.adapters.discovery import DefaultGateway
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 STUN = bytes.fromhex("010100002112a442") + bytes(12)
+STRAY = b"\x40\x80 an answer of no version"
 NAT_PMP = Config(versions=(0,))
 
 Face = typing.Any
@@ -334,14 +335,14 @@ def test_another_thread_is_turned_away(face: Face, server: Server) -> None:
 
             def intrude() -> None:
                 try:
-                    client.keep_port(TCP, 8080).send(None)
+                    client.snapshot()
                 except LocalProtocolError as error:
                     raised.append(str(error))
 
             thread = threading.Thread(target=intrude)
             thread.start()
             thread.join()
-            assert raised == ["this belongs to the thread that opened it"]
+            assert raised == ["this belongs to the thread and process that opened it"]
             assert client.mappings == ()
 
     face.run(story)
@@ -361,6 +362,30 @@ def test_wrong_arguments_are_refused_before_anything_is_asked(face: Face, server
                 with pytest.raises(LocalProtocolError):
                     await ask()
             assert len(client.mappings) == 1
+
+    face.run(story)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "3", None])
+def test_a_timeout_is_a_number_of_seconds(face: Face, server: Server, timeout: typing.Any) -> None:
+    async def story() -> None:
+        async with face.open_client(server.address) as client:
+            with pytest.raises(LocalProtocolError, match="timeout must be a number of seconds"):
+                await client.map_port(TCP, 8080, timeout=timeout)
+            assert client.mappings == ()
+            assert (await client.map_port(TCP, 8080, timeout=float("inf"))).external is not None
+
+    face.run(story)
+
+
+def test_a_forked_child_has_no_part_in_it(face: Face, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with face.open_client(server.address) as client:
+            await client.map_port(TCP, 8080)
+            monkeypatch.setattr("os.getpid", lambda: 1)
+            with pytest.raises(LocalProtocolError, match="the thread and process that opened it"):
+                client.snapshot()
+            monkeypatch.undo()
 
     face.run(story)
 
@@ -479,6 +504,129 @@ def test_a_gateway_is_served(face: Face) -> None:
     face.run(story)
 
 
+def test_what_unclaimed_raises_is_logged_and_ends_nothing(
+    face: Face, sock: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unclaimed(data: bytes, addr: Address) -> None:
+        raise KeyError("a mistake of the caller's")
+
+    async def story() -> None:
+        gateway = Gateway("203.0.113.5", address=sock.getsockname())
+        async with face.drive(gateway, sock=sock, unclaimed=unclaimed) as driven:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
+                host.bind(("127.0.0.1", 0))
+                host.setblocking(False)
+                for data in (STRAY, b"\0\0", STRAY):
+                    host.sendto(data, sock.getsockname())
+                await face.pass_time(0.2, driven)
+                assert host.recv(100)[:2] == b"\0\x80"
+
+    face.run(story)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+def test_unclaimed_may_do_what_its_caller_may(face: Face, server: Server, sock: socket.socket) -> None:
+    saved: list[object] = []
+
+    async def story() -> None:
+        client: typing.Any
+        async with face.open_client(
+            server.address, sock=sock, unclaimed=lambda *_: saved.append(client.detach())
+        ) as client:
+            await client.map_port(TCP, 8080)
+            for _ in range(3):
+                sock.sendto(STUN, sock.getsockname())
+            await face.pass_time(0.1, client) if face.__class__.__name__ != "Blocking" else client.process()
+            assert len(saved) == 1
+        assert sock.recv(100) == STUN  # what came after the end is somebody else's
+
+    face.run(story)
+
+
+def test_a_shared_socket_is_handed_over_within_its_block(face: Face, server: Server, sock: socket.socket) -> None:
+    async def story() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            async with face.open_client(server.address, sock=sock) as old:
+                before = await old.map_port(TCP, 8080)
+                new = await stack.enter_async_context(
+                    face.open_client(server.address, sock=sock, snapshot=old.detach())
+                )
+            events = new.events()
+            assert (await until(events, MappingGranted)).external == before.external
+            assert (await new.map_port(TCP, 8081, timeout=5.0)).external is not None
+            with pytest.raises(LocalProtocolError, match="share one through a Multiplexer"):
+                async with face.open_client(server.address, sock=sock):
+                    pass
+
+    face.run(story)
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_shared_socket_that_its_owner_closes_takes_nothing_down(face: Face, server: Server) -> None:
+    """Nor does what happens to it afterwards: the client has a descriptor of its own."""
+
+    async def story() -> None:
+        mine = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        mine.bind(("127.0.0.1", 0))
+        async with face.open_client(server.address, sock=mine) as client:
+            await client.map_port(TCP, 8080)
+            mine.close()
+            assert (await client.map_port(TCP, 8081)).external is not None
+
+    face.run(story)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM), "must be a UDP socket"),
+        (lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0], "must be a UDP socket"),
+        (lambda: 17, "must be a UDP socket"),
+        (lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM), "of the other family"),
+    ],
+    ids=["TCP", "unix", "number", "IPv6"],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_socket_of_no_use_is_refused(face: Face, make: typing.Any, why: str) -> None:
+    async def story() -> None:
+        unfit = make()
+        if isinstance(unfit, socket.socket) and unfit.family == socket.AF_INET6:
+            unfit.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with pytest.raises(LocalProtocolError, match=why):
+            async with face.open_client("127.0.0.1", sock=unfit):
+                pass
+        if isinstance(unfit, socket.socket):
+            unfit.close()
+
+    face.run(story)
+
+
+def test_a_connected_or_closed_socket_is_refused(face: Face, server: Server, sock: socket.socket) -> None:
+    async def story() -> None:
+        with pytest.raises(LocalProtocolError, match=r"is connected to 127\.0\.0\.1"):
+            async with face.open_client(server.address, sock=sock):
+                pass
+        sock.close()
+        with pytest.raises(LocalProtocolError, match="this socket is closed"):
+            async with face.open_client(server.address, sock=sock):
+                pass
+
+    sock.connect(server.address)
+    face.run(story)
+
+
+def test_what_to_bind_to_has_to_be_there_and_of_the_gateways_family(face: Face, server: Server) -> None:
+    async def story() -> None:
+        for bind, why in (("nosuch0", "neither an address nor an interface"), ("::1", "of the other family")):
+            with pytest.raises(LocalProtocolError, match=why):
+                async with face.open_client(server.address, bind=bind):
+                    pass
+        async with face.open_client(server.address, bind="lo") as client:
+            assert (await client.map_port(TCP, 8080)).external is not None
+
+    face.run(story)
+
+
 # --- announcements
 
 
@@ -578,7 +726,7 @@ def test_at_another_address_the_mapping_is_another_and_the_old_one_is_deleted(
     face: Face, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = "127.0.0.1"
-    monkeypatch.setattr(_sockets, "source_address", lambda gateway: here)
+    monkeypatch.setattr(_sockets, "source_address", lambda *_: here)
 
     async def story() -> None:
         nonlocal here
@@ -599,7 +747,7 @@ def test_without_a_network_nothing_is_asked_until_there_is_one(
 ) -> None:
     is_offline = False
 
-    def source_address(gateway: Address) -> str:
+    def source_address(*_: object) -> str:
         if is_offline:
             raise OSError(101, "Network is unreachable")
         return "127.0.0.1"
@@ -648,7 +796,73 @@ def test_nat_pmp_alone_takes_no_ipv6_gateway_and_waits_for_another(
     face.run(story)
 
 
+def test_an_address_that_cannot_be_bound_yet_is_tried_again(
+    face: Face, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, refusals, open_socket = "127.0.0.1", 0, _sockets.open_request_socket
+
+    def open_request_socket(bind: Address, *gateways: Address) -> socket.socket:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise OSError(99, "Cannot assign requested address")
+        return open_socket(bind, *gateways)
+
+    monkeypatch.setattr(_station, "_SETTLE", 0.05)
+    monkeypatch.setattr(_sockets, "source_address", lambda *_: here)
+    monkeypatch.setattr(_sockets, "open_request_socket", open_request_socket)
+
+    async def story() -> None:
+        nonlocal here, refusals
+        async with face.open_client(server.address) as client:
+            await client.map_port(TCP, 8080)
+            events = client.events()
+            here, refusals = "127.0.0.2", 1
+            await client.network_changed()
+            await until(events, MappingChanged, MappingRenewed)
+            assert "127.0.0.2" in {str(each.internal.address) for each in server.gateway.mappings}
+
+    face.run(story)
+
+
 # --- cancellation
+
+
+def test_whoever_waits_when_the_client_is_detached_is_told(async_face: Face, silent: Address) -> None:
+    async def story() -> None:
+        raised: list[str] = []
+
+        async def wait() -> None:
+            try:
+                await client.map_port(TCP, 8080)
+            except LocalProtocolError as error:
+                raised.append(str(error))
+
+        async with async_face.open_client(silent) as client:
+            await async_face.together(wait, lambda: async_face.soon(client.detach))
+        assert raised == ["the client was closed meanwhile"]
+
+    async_face.run(story)
+
+
+def test_two_readers_of_the_same_events_come_to_their_end(async_face: Face, server: Server) -> None:
+    async def story() -> None:
+        ends: list[int] = []
+
+        async def read() -> None:
+            count = 0
+            async for _ in events:
+                count += 1
+            ends.append(count)
+
+        async with async_face.open_client(server.address) as client:
+            events = client.events()
+            await client.keep_port(TCP, 8080)
+            await async_face.together(read, read, lambda: async_face.soon(client.close, 0.2))
+        assert len(ends) == 2
+        assert sum(ends) >= 4
+
+    async_face.run(story)
 
 
 def test_whoever_is_cancelled_before_the_grant_has_asked_for_nothing(async_face: Face, silent: Address) -> None:
@@ -768,7 +982,8 @@ def test_who_closes_the_transport_ends_what_is_on_it(server: Server) -> None:
             events = client.events()
             await client.map_port(TCP, 8080)
             transport.close()
-            await client.keep_port(TCP, 8081)  # which cannot be sent, and does no harm
+            client.core.map_port(TCP, 8081, client.now())
+            client.process()  # it cannot be sent, and does no harm
             await owner.lost.wait()
             assert [event async for event in events]  # it comes to an end
             with pytest.raises(LocalProtocolError, match="closed"):
@@ -792,19 +1007,3 @@ def test_a_loop_that_watches_no_sockets_is_asked_for_datagrams(server: Server, m
             assert (await client.map_port(TCP, 8080)).external is not None
 
     Asyncio().run(story)
-
-
-def test_what_unclaimed_raises_ends_nothing(async_face: Face, server: Server, sock: socket.socket) -> None:
-    def unclaimed(data: bytes, addr: Address) -> None:
-        raise KeyError("a mistake of the caller's")
-
-    async def story() -> None:
-        with contextlib.suppress(RuntimeError):
-            import asyncio
-
-            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        async with async_face.open_client(server.address, sock=sock, unclaimed=unclaimed) as client:
-            sock.sendto(STUN, sock.getsockname())
-            assert (await client.map_port(TCP, 8080)).external is not None
-
-    async_face.run(story)

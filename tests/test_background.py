@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -92,3 +93,36 @@ def test_what_is_detached_is_not_released(server: Server) -> None:
         assert client.detach()["client"]
     server.close()
     assert [type(event) for event in server.events] == [MappingCreated]
+
+
+def test_unclaimed_may_ask_the_client_but_not_wait_for_it(server: Server) -> None:
+    seen: list[object] = []
+
+    def unclaimed(data: bytes, addr: Address) -> None:
+        seen.append(len(client.mappings))
+        try:
+            client.map_port(TCP, 8081)
+        except LocalProtocolError as error:
+            seen.append(str(error))
+        client.keep_port(TCP, 8082)
+        client.close()
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        with BackgroundClient(server.address, sock=sock, unclaimed=unclaimed) as client:
+            events = client.events()
+            client.map_port(TCP, 8080)
+            sock.sendto(b"hello", sock.getsockname())
+            assert [type(event) for event in events][-1] is Closed
+    assert seen == [1, "the client's own thread cannot wait for it: keep_port does not"]
+
+
+def test_outside_its_block_it_says_so(server: Server) -> None:
+    client = BackgroundClient(server.address)
+    for ask in (lambda: client.map_port(TCP, 8080), client.events, lambda: client.mappings):
+        with pytest.raises(LocalProtocolError, match="not open yet"):
+            ask()
+    with client:
+        pass
+    with pytest.raises(LocalProtocolError, match="opened before"), client:
+        pass

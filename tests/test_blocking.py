@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -117,3 +118,22 @@ def test_a_host_without_a_gateway_is_told_what_to_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(discovery, "default_gateways", nothing)
     with pytest.raises(DiscoveryError, match="no default gateway"), open_client():
         pass
+
+
+def test_after_the_end_a_loop_of_ones_own_is_told_so(server: Server) -> None:
+    with open_client(server.address) as client:
+        client.map_port(Protocol.TCP, 8080)
+        client.detach()
+        assert client.timeout() is None
+        for call in (client.process, client.wait, client.fileno):
+            with pytest.raises(LocalProtocolError, match="this is closed"):
+                call()
+        assert list(client.events()) == []
+
+
+def test_another_thread_cannot_close_it_either(server: Server) -> None:
+    with open_client(server.address) as client:
+        client.map_port(Protocol.TCP, 8080)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(LocalProtocolError, match="the thread and process"):
+            pool.submit(client.close).result()
+        assert client.map_port(Protocol.TCP, 8081).external is not None

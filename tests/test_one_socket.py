@@ -86,12 +86,17 @@ class Kept:
                 seen[event.gateway] += 1
 
     async def arrive(self) -> None:
-        """Wait until nothing is on its way, in either direction."""
-        while (self.both.sent, self.both.received) != (
-            sum(each.received for each in self.gateways),
-            sum(each.sent for each in self.gateways),
-        ):
+        """Nothing is on its way any more, in either direction, and nothing was lost there."""
+        give_up_at = time.monotonic() + 10.0
+        while self._sent() != self._arrived() and time.monotonic() < give_up_at:
             await asyncio.sleep(0)
+        assert self._sent() == self._arrived()
+
+    def _sent(self) -> tuple[int, int]:
+        return self.both.sent, sum(gateway.sent for gateway in self.gateways)
+
+    def _arrived(self) -> tuple[int, int]:
+        return sum(gateway.received for gateway in self.gateways), self.both.received
 
 
 @contextlib.asynccontextmanager

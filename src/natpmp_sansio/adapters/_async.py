@@ -6,7 +6,7 @@ import contextlib
 import math
 import socket
 import typing
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 from ..client import Client
 from ..core import Core
@@ -16,7 +16,7 @@ from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
 from ..wishes import Wishes
 from . import _station
-from ._driver import Unclaimed, Wait
+from ._driver import LINGER, Unclaimed, Wait, check_timeout
 from ._station import ClientOptions, ClientStation, ClientView, Station, Where
 
 C = typing.TypeVar("C", bound=Core)
@@ -39,8 +39,12 @@ class Runtime(_station.Runtime, typing.Protocol):
         """Wait for a signal, so many seconds at most."""
         ...
 
-    async def wait_anyhow(self, signal: Signal) -> None:
-        """Wait for a signal that is sure to come; who is cancelled meanwhile hears of it afterwards."""
+    async def wait_anyhow(self, signal: Signal, timeout: float) -> None:
+        """The same; who is cancelled meanwhile hears of it afterwards."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Let others go on, or be cancelled."""
         ...
 
 
@@ -84,7 +88,7 @@ class Events:
             if self._driver.closed:
                 raise StopAsyncIteration
             signal = self._runtime.signal()
-            self._subscription.wake = signal.set
+            self._subscription.readers.append(signal.set)
             await self._runtime.wait(signal, math.inf)
         return self._subscription.queue.popleft()
 
@@ -107,12 +111,13 @@ class AsyncClient(Driven[Client], ClientView):
         self, protocol: Protocol | int, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
     ) -> Mapping:
         """A mapping that holds, and is kept until `unmap` or the end of the block. See `Client.map_port`."""
-        return (await self._wait(self._station.map_port(protocol, internal_port, wishes), timeout))[0]
+        return (await self._wait(lambda: self._station.map_port(protocol, internal_port, wishes), timeout))[0]
 
     async def keep_port(
         self, protocol: Protocol | int, internal_port: int, **wishes: typing.Unpack[Wishes]
     ) -> MappingId:
         """The same without waiting; `events()` tells what comes of it."""
+        await self._runtime.checkpoint()
         return self._station.keep_port(protocol, internal_port, wishes)
 
     async def map_peer(
@@ -125,45 +130,49 @@ class AsyncClient(Driven[Client], ClientView):
         **wishes: typing.Unpack[Wishes],
     ) -> Mapping:
         """The mapping of one flow, kept alive (PCP). See `Client.map_peer`."""
-        return (await self._wait(self._station.map_peer(protocol, internal_port, remote, wishes), timeout))[0]
+        return (await self._wait(lambda: self._station.map_peer(protocol, internal_port, remote, wishes), timeout))[0]
 
     async def map_pair(
         self, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
     ) -> tuple[Mapping, Mapping]:
         """TCP and UDP, on one external port if the gateway can. See `Client.map_pair`."""
-        tcp, udp = await self._wait(self._station.map_pair(internal_port, wishes), timeout)
+        tcp, udp = await self._wait(lambda: self._station.map_pair(internal_port, wishes), timeout)
         return tcp, udp
 
     async def unmap(self, mapping: Mapping | MappingId) -> bool:
         """Give a mapping up; MappingReleased follows. False: it is finished already."""
+        await self._runtime.checkpoint()
         return self._station.unmap(mapping)
 
     async def probe(self, *, timeout: float = 30.0) -> ProbeCompleted:
         """What the gateway speaks, and why it may not work. It has no effect there."""
-        return await self._wait(self._station.probe(), timeout)
+        return await self._wait(self._station.probe, timeout)
 
     async def external_address(self, *, timeout: float = 30.0) -> IPAddress:
         """The gateway's external address, asked for now. See `Client.request_external_address`."""
-        return await self._wait(self._station.external_address(), timeout)
+        return await self._wait(self._station.external_address, timeout)
 
     async def network_changed(self) -> None:
         """Ask for every mapping again. Sleep and other networks are noticed without it, within seconds."""
+        await self._runtime.checkpoint()
         self._station.network_changed()
 
     async def close(self) -> None:
         """Release every mapping, in five seconds at most, and close the sockets. A second call does nothing."""
+        self._station.check_thread()
         driver = self._station.driver
         signal = self._runtime.signal()
         driver.on_end(signal.set)
-        if not driver.closed:
-            self._station.close()
         try:
-            await self._runtime.wait_anyhow(signal)
+            if not driver.closed:
+                self._station.close()
+            await self._runtime.wait_anyhow(signal, LINGER + 1.0)
         finally:
             self._station.shut()
 
-    async def _wait(self, wait: Wait[T], timeout: float) -> T:
-        signal = self._runtime.signal()
+    async def _wait(self, begin: Callable[[], Wait[T]], timeout: float) -> T:
+        check_timeout(timeout)
+        wait, signal = begin(), self._runtime.signal()
         wait.wake = signal.set
         try:
             self._station.pump()

@@ -49,7 +49,7 @@ _MAX_EVENTS = 1000  # that wait for a subscriber; then the oldest are forgotten
 
 
 class Driver(typing.Generic[C]):
-    """Pumps one core. `unclaimed` gets the datagrams that are none of its."""
+    """Pumps one core. `unclaimed` gets the datagrams that are none of its; what it raises is logged."""
 
     def __init__(self, core: C, unclaimed: Unclaimed | None = None) -> None:
         self.core = core
@@ -69,7 +69,10 @@ class Driver(typing.Generic[C]):
         if datagrams_log.isEnabledFor(logging.DEBUG):
             datagrams_log.debug("%s %s: %s", "from" if claimed else "not ours, from", addr[0], describe(data))
         if not claimed and is_shared and self._unclaimed is not None:
-            self._unclaimed(data, addr)
+            try:
+                self._unclaimed(data, addr)
+            except Exception:  # the caller's mistake is no reason to let mappings go
+                datagrams_log.exception("unclaimed(%r, %r) has raised", data, addr)
 
     def unreachable(self, addr: Address, now: float) -> None:
         """ICMP said of something that was sent to `addr` that nobody is there (RFC 6886 section 3.1)."""
@@ -173,21 +176,39 @@ class Driver(typing.Generic[C]):
 
 
 class Subscription:
-    """Somebody's queue of events. `wake` is called when there is something in it, or never will be again."""
+    """Somebody's queue of events. `readers` are called when there is something in it, or never will be again."""
 
     def __init__(self, standing: list[Event]) -> None:
         self.queue = deque(standing, _MAX_EVENTS)
-        self.wake: Callable[[], object] = _nobody
+        self.readers: list[Callable[[], object]] = []
+        self._is_overflowing = False
 
     def add(self, event: Event) -> None:
-        if len(self.queue) == _MAX_EVENTS:
-            events_log.warning("an event was not read in time, and is forgotten: %r", self.queue[0])
+        is_full = len(self.queue) == _MAX_EVENTS
+        if is_full and not self._is_overflowing:
+            events_log.warning("events are not read in time, and are forgotten from %r on", self.queue[0])
+        self._is_overflowing = is_full
         self.queue.append(event)
         self.wake()
+
+    def wake(self) -> None:
+        """Each reader once; who waits on says so again."""
+        readers, self.readers = self.readers, []
+        for reader in readers:
+            reader()
 
     def pending(self) -> list[Event]:
         """Everything in it, taken out."""
         return [self.queue.popleft() for _ in range(len(self.queue))]
+
+
+def check_timeout(timeout: float) -> None:
+    """
+    Raises:
+        LocalProtocolError: it is no number of seconds that one can wait; `math.inf` is for ever.
+    """
+    if not isinstance(timeout, int | float) or not timeout >= 0:
+        raise LocalProtocolError(f"timeout must be a number of seconds, 0 or more, not {timeout!r}")
 
 
 class Wait(typing.Generic[T]):
@@ -250,6 +271,8 @@ class Grant(Wait[tuple[Mapping, ...]]):
         """
         if self._failure is not None:
             raise MappingError(self._failure)
+        if self._missing:
+            return super().result()
         granted = tuple(found for each in self._mappings if (found := self.client.mapping(each)) is not None)
         return granted if len(granted) == len(self._mappings) else super().result()
 

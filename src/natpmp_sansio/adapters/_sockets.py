@@ -37,11 +37,11 @@ def family(address: Address) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
 
-def source_address(gateway: Address) -> str:
+def source_address(gateway: Address, interface: str | None = None) -> str:
     """The local address to ask `gateway` from, which is the one it maps (RFC 6887 section 16.4). Sends nothing.
 
-    That is the one that the system would take; but to a link-local gateway a global address of the same interface, if
-    it has one: nobody outside could reach what is mapped for a link-local address.
+    That is the one that the system would take, by that interface if one is named; but to a link-local gateway a global
+    address of the same interface, if it has one: nobody outside could reach what is mapped for a link-local address.
 
     Raises:
         OSError: there is no route.
@@ -50,7 +50,19 @@ def source_address(gateway: Address) -> str:
         found = _global_address(gateway[3])
         if found is not None:
             return found
-    return _probe(gateway)
+    return _probe(gateway, None if interface is None else interface_index(interface))
+
+
+def interface_index(name: str) -> int:
+    """The number of an interface.
+
+    Raises:
+        LocalProtocolError: there is none of that name.
+    """
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise LocalProtocolError(f"{name!r} is neither an address nor an interface of this host") from None
 
 
 def open_request_socket(bind: Address, *gateways: Address) -> socket.socket:
@@ -223,7 +235,8 @@ _LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV6_ADDRESS, _IPV6_ROUTE = 0x1, 0x10, 0x40,
 _ROUTE_GROUPS = _LINK | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV6_ADDRESS | _IPV6_ROUTE
 
 _LOOPBACK_INTERFACE = 1  # its number on Linux, macOS and Windows alike
-_BOUND_INTERFACE = {"darwin": 125, "win32": 31}  # IPV6_BOUND_IF, IPV6_UNICAST_IF
+_BOUND_INTERFACE = {"darwin": 25, "win32": 31}  # IP_BOUND_IF, IP_UNICAST_IF
+_BOUND_IPV6_INTERFACE = {"darwin": 125, "win32": 31}  # IPV6_BOUND_IF, IPV6_UNICAST_IF
 _ULA = IPv6Network("fc00::/7")  # routed inside a site only
 _TEMPORARY, _DAD_FAILED, _DEPRECATED, _TENTATIVE, _PERMANENT = 0x01, 0x08, 0x20, 0x40, 0x80
 
@@ -265,9 +278,20 @@ def _same(peer: Address | None, address: Address) -> bool:
 def _probe(target: Address, interface: int | None = None) -> str:
     with socket.socket(family(target), socket.SOCK_DGRAM) as probe:
         if interface is not None:
-            probe.setsockopt(socket.IPPROTO_IPV6, _BOUND_INTERFACE[sys.platform], interface)
+            _take_interface(probe, interface)
         probe.connect(target)
         return str(probe.getsockname()[0])
+
+
+def _take_interface(sock: socket.socket, interface: int) -> None:
+    """Whatever is sent leaves by that interface."""
+    if sys.platform == "linux":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, socket.if_indextoname(interface).encode())
+    elif sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _BOUND_IPV6_INTERFACE[sys.platform], interface)
+    else:
+        number = socket.htonl(interface) if sys.platform == "win32" else interface  # as Windows has it
+        sock.setsockopt(socket.IPPROTO_IP, _BOUND_INTERFACE[sys.platform], number)
 
 
 def _global_address(interface: int) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import socket
 import threading
 import time
@@ -46,6 +48,7 @@ _READS = 256  # datagrams taken from one socket before the clock is looked at ag
 _LOOK = 15.0  # s from one look around to the next: has this system slept, or moved?
 _SETTLE = 0.5  # s after the system has said that a route has changed; more will follow
 _NAP = 2.0  # s of sleep that are no matter
+_PAUSE = 1.0  # s until what has raised is tried again
 
 
 class Runtime(typing.Protocol):
@@ -79,29 +82,35 @@ class Station(typing.Generic[C]):
     def __init__(
         self, core: C, runtime: Runtime, *, sock: socket.socket | None = None, unclaimed: Unclaimed | None = None
     ) -> None:
-        if sock is not None and sock in _lent:
-            raise LocalProtocolError("this socket has its core already; several share one through a Multiplexer")
-        if sock is None and not hasattr(core, "bind_address"):
+        if sock is not None:
+            _check_lent(sock)
+        elif not hasattr(core, "bind_address"):
             raise LocalProtocolError("this core has no address of its own: hand in a socket")
         self.core = core
         self.runtime = runtime
         self.driver = Driver(core, unclaimed)
-        self.owner = threading.get_ident()
-        self._is_own = sock is None
+        self._owner = _who()
+        self._lent = sock
         self._is_ipv6 = sock is not None and sock.family == socket.AF_INET6
-        self._sock = self._open_socket() if sock is None else sock
+        # A descriptor of our own, so that nothing which is done to it concerns the caller's.
+        self._sock = self._open_socket() if sock is None else sock.dup()
         self._look_at = math.inf
         self._alarm_at: float | None = None
+        self._is_shut = False
+        try:
+            self._sock.setblocking(False)
+            runtime.watch(self, self._sock)
+        except BaseException:
+            self._sock.close()
+            raise
         if sock is not None:
-            sock.setblocking(False)
             _lent.add(sock)
-        runtime.watch(self, self._sock)
 
     def now(self) -> float:
         """The time, for a command.
 
         Raises:
-            LocalProtocolError: it comes too late, or from another thread.
+            LocalProtocolError: it comes too late, or from another thread or process.
         """
         if self.driver.closed:
             raise LocalProtocolError("this is closed")
@@ -109,18 +118,20 @@ class Station(typing.Generic[C]):
         return self.runtime.now()
 
     def check_thread(self) -> None:
-        if threading.get_ident() != self.owner:
-            raise LocalProtocolError("this belongs to the thread that opened it")
+        if _who() != self._owner:
+            raise LocalProtocolError("this belongs to the thread and process that opened it")
 
     def deadline(self) -> float | None:
         """When `pump` is to be called."""
+        if self.driver.closed:
+            return None
         deadlines = [each for each in (self.driver.deadline(), self._look_at) if each is not None]
         return None if min(deadlines) == math.inf else min(deadlines)
 
     def read(self, sock: socket.socket) -> None:
         """Take in what has arrived on a socket, and do what follows."""
         for _ in range(_READS):
-            arrived = _sockets.receive(sock)
+            arrived = None if self._is_shut else _sockets.receive(sock)
             if arrived is None:
                 break
             data, addr = arrived
@@ -136,7 +147,7 @@ class Station(typing.Generic[C]):
 
     def alarm(self) -> None:
         """The time has come for which the alarm was set, even if the clock is not quite there."""
-        now, self._alarm_at = self._alarm_at or -math.inf, None
+        now, self._alarm_at = -math.inf if self._alarm_at is None else self._alarm_at, None
         self.pump(now)
 
     def pump(self, now: float = -math.inf) -> None:
@@ -144,24 +155,30 @@ class Station(typing.Generic[C]):
         if self.driver.closed:
             return
         now = max(now, self.runtime.now())
-        if now >= self._look_at:
-            self._look_around(now)
-        self.driver.wake(now)
-        self._send(self._sock)
-        deadline = None if self.driver.closed else self.deadline()
-        if deadline != self._alarm_at:
-            self._alarm_at = deadline
-            self.runtime.rearm(self, deadline)
+        again = now + _PAUSE  # if something is raised, which nothing should
+        try:
+            if now >= self._look_at:
+                self._look_around(now)
+            self.driver.wake(now)
+            self._send(self._sock)
+            again = -math.inf
+        finally:
+            deadline = self.deadline()
+            deadline = None if deadline is None else max(deadline, again)
+            if deadline != self._alarm_at:
+                self._alarm_at = deadline
+                self.runtime.rearm(self, deadline)
 
     def shut(self) -> None:
         """Close what was opened here. Nothing is sent any more. A second call does nothing."""
         self.driver.end()
+        if self._is_shut:
+            return
+        self._is_shut = True
         self.runtime.rearm(self, None)
-        if self._is_own:
-            self._close(self._sock)
-        elif self._sock in _lent:
-            self.runtime.unwatch(self._sock)
-            _lent.discard(self._sock)
+        self._close(self._sock)
+        if self._lent is not None:
+            _lent.discard(self._lent)
 
     def _look_around(self, now: float) -> None:
         """Only a client cares."""
@@ -180,9 +197,8 @@ class Station(typing.Generic[C]):
                 self.driver.unreachable(datagram.addr, self.runtime.now())
 
     def _close(self, sock: socket.socket) -> None:
-        if sock.fileno() != -1:
-            self.runtime.unwatch(sock)
-            sock.close()
+        self.runtime.unwatch(sock)
+        sock.close()
 
 
 class ClientStation(Station[Client]):
@@ -200,22 +216,31 @@ class ClientStation(Station[Client]):
         snapshot: dict[str, typing.Any] | None = None,
         announcements: bool = True,
     ) -> None:
+        if sock is not None:
+            _check_lent(sock)
         self._place = place = Place(gateway, bind, sock, (config or Config()).versions)
+        _check_families(place, sock)
         now = runtime.now()
         if snapshot is None:
             core = Client(place.gateways, local_address=place.local, config=config)
         else:
             core = _restore(snapshot, place, config, now)
+        self._announcements: socket.socket | None = None
+        self._routes: socket.socket | None = None
+        self._home = (core.bind_address, core.gateways)  # what the sockets are for
         super().__init__(core, runtime, sock=sock, unclaimed=unclaimed)
         self._hears_announcements = announcements
-        self._announcements: socket.socket | None = None
-        self._routes = _sockets.open_route_socket()
         self._has_news = False  # some route has changed
         self._look_at = now + _LOOK
-        if self._routes is not None:
-            runtime.watch(self, self._routes)
-        self._listen()
-        self.pump()
+        try:
+            self._routes = _sockets.open_route_socket()
+            if self._routes is not None:
+                runtime.watch(self, self._routes)
+            self._listen()
+            self.pump()
+        except BaseException:
+            self.shut()
+            raise
 
     # --- commands
 
@@ -287,6 +312,7 @@ class ClientStation(Station[Client]):
         for sock in (self._announcements, self._routes):
             if sock is not None:
                 self._close(sock)
+        self._announcements = self._routes = None
 
     def _open_socket(self) -> socket.socket:
         return _sockets.open_request_socket(self.core.bind_address, *self.core.gateways)
@@ -315,16 +341,23 @@ class ClientStation(Station[Client]):
         self._has_news = False
         if not is_worth_it or not self._place.has_changed():
             return
-        old, was = self._sock, (self.core.bind_address, self.core.gateways)
-        self.core.network_changed(now, self._place.local, self._place.gateways)
-        if (self.core.bind_address, self.core.gateways) == was:
+        try:
+            self.core.network_changed(now, self._place.local, self._place.gateways)
+        except LocalProtocolError:  # it is no place for what the caller has configured
+            self._place.doubt()
             return
-        if self._is_own:
+        home = (self.core.bind_address, self.core.gateways)
+        if home == self._home:
+            return
+        old = self._sock
+        if self._lent is None:
             try:
                 self._sock = self._open_socket()
             except OSError:  # the address is not usable yet, or no more
                 self._place.doubt()
                 self._look_at = now + _SETTLE
+                return
+        self._home = home
         self._send(self._sock, old)
         if self._sock is not old:
             self.runtime.watch(self, self._sock)
@@ -407,7 +440,7 @@ class Place:
 
     def _find(self) -> tuple[tuple[Address, ...], str]:
         gateways = self._named or self._default()
-        return gateways, self._given or _sockets.source_address(gateways[0])
+        return gateways, self._given or _sockets.source_address(gateways[0], self._bind)
 
     def _default(self) -> tuple[Address, ...]:
         found = [each.address for each in discovery.default_gateways(bind=self._bind)]
@@ -430,6 +463,9 @@ def _given_address(bind: str | None, sock: socket.socket | None) -> str | None:
     """The local address, as far as it is settled; the routes may choose another one for an interface."""
     if bind is not None and _is_address(bind):
         return bind
+    if bind is not None:
+        _sockets.interface_index(bind)
+        return None
     host: str = "" if sock is None else sock.getsockname()[0]
     return None if host in ("", "0.0.0.0", "::") else host
 
@@ -440,6 +476,43 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _check_lent(sock: socket.socket) -> None:
+    """That a socket of the caller's is one that a core can share.
+
+    Raises:
+        LocalProtocolError: it is not.
+    """
+    is_alike = all(hasattr(sock, name) for name in ("dup", "sendto", "family", "type"))
+    if not is_alike or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_DGRAM:
+        raise LocalProtocolError(f"sock must be a UDP socket of the module socket's, not {sock!r}")
+    if sock.fileno() == -1:
+        raise LocalProtocolError("this socket is closed")
+    if sock in _lent:
+        raise LocalProtocolError("this socket has its core already; several share one through a Multiplexer")
+    with contextlib.suppress(OSError):
+        peer = sock.getpeername()
+        raise LocalProtocolError(f"this socket is connected to {peer[0]}, and hears nobody else")
+
+
+def _check_families(place: Place, sock: socket.socket | None) -> None:
+    """That the gateway can be reached from there.
+
+    Raises:
+        LocalProtocolError: it cannot.
+    """
+    version = to_address(place.gateways[0][0].partition("%")[0]).version
+    if to_address(place.local.partition("%")[0]).version != version:
+        raise LocalProtocolError(f"{place.gateways[0][0]} cannot be reached from {place.local}, of the other family")
+    is_ipv4_only = sock is not None and sock.family == socket.AF_INET
+    is_ipv6_only = sock is not None and not is_ipv4_only and sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    if (version == 6 and is_ipv4_only) or (version == 4 and is_ipv6_only):
+        raise LocalProtocolError(f"{place.gateways[0][0]} cannot be reached on this socket, of the other family")
+
+
+def _who() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
 
 
 def _restore(snapshot: dict[str, typing.Any], place: Place, config: Config | None, now: float) -> Client:

@@ -7,9 +7,11 @@ import contextlib
 import math
 import socket
 import typing
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from ..core import Core
+from ..errors import LocalProtocolError
 from ..events import Address
 from ..gateway import Gateway
 from . import _async
@@ -24,29 +26,32 @@ C = typing.TypeVar("C", bound=Core)
 Lent = socket.socket | asyncio.DatagramTransport | None
 
 
-def open_client(
+@asynccontextmanager
+async def open_client(
     gateway: Where = None,
     *,
     sock: Lent = None,
     unclaimed: Unclaimed | None = None,
     **options: typing.Unpack[ClientOptions],
-) -> AbstractAsyncContextManager[AsyncClient]:
+) -> AsyncIterator[AsyncClient]:
     """The arguments and errors are those of the blocking `open_client`. `sock` may also be a datagram transport: what
-    is not the client's goes on to its own protocol, or to `unclaimed` if that is given. What `unclaimed` raises goes
-    to the loop's exception handler."""
-    return _async.open_client(_Asyncio(), gateway, *_shared(sock, unclaimed), **options)
+    is not the client's goes on to its own protocol, or to `unclaimed` if that is given."""
+    async with _async.open_client(_Asyncio(), gateway, *_shared(sock, unclaimed), **options) as client:
+        yield client
 
 
-def open_gateway(
-    gateway: Gateway, *, unclaimed: Unclaimed | None = None
-) -> AbstractAsyncContextManager[Driven[Gateway]]:
+@asynccontextmanager
+async def open_gateway(gateway: Gateway, *, unclaimed: Unclaimed | None = None) -> AsyncIterator[Driven[Gateway]]:
     """Serve a `Gateway` on its own address while the block is open. It announces itself first."""
-    return _async.open_gateway(_Asyncio(), gateway, unclaimed)
+    async with _async.open_gateway(_Asyncio(), gateway, unclaimed) as served:
+        yield served
 
 
-def drive(core: C, *, sock: Lent = None, unclaimed: Unclaimed | None = None) -> AbstractAsyncContextManager[Driven[C]]:
+@asynccontextmanager
+async def drive(core: C, *, sock: Lent = None, unclaimed: Unclaimed | None = None) -> AsyncIterator[Driven[C]]:
     """Drive any core, a `Multiplexer` too, on `sock` or on a socket at its `bind_address`."""
-    return _async.drive(_Asyncio(), core, *_shared(sock, unclaimed))
+    async with _async.drive(_Asyncio(), core, *_shared(sock, unclaimed)) as driven:
+        yield driven
 
 
 class _Asyncio:
@@ -89,15 +94,21 @@ class _Asyncio:
                 await signal.wait()
 
     @staticmethod
-    async def wait_anyhow(signal: Signal) -> None:
+    async def wait_anyhow(signal: Signal, timeout: float) -> None:
         cancelled = None
+        end = asyncio.get_running_loop().call_later(timeout, signal.set)
         while not signal.is_set():
             try:
                 await signal.wait()
             except asyncio.CancelledError as error:
                 cancelled = error
+        end.cancel()
         if cancelled is not None:
             raise cancelled
+
+    @staticmethod
+    async def checkpoint() -> None:
+        await asyncio.sleep(0)
 
     async def _read(self, station: Station[typing.Any], sock: socket.socket) -> None:
         while True:
@@ -111,6 +122,8 @@ def _shared(sock: Lent, unclaimed: Unclaimed | None) -> tuple[socket.socket | No
     """What a station can use of a transport."""
     if sock is None or isinstance(sock, socket.socket):
         return sock, unclaimed
+    if not hasattr(sock, "set_protocol"):
+        raise LocalProtocolError(f"sock must be a UDP socket or a datagram transport, not {sock!r}")
     shared = _Shared(sock)
     return typing.cast("socket.socket", shared), unclaimed or shared.protocol.datagram_received
 
@@ -120,7 +133,9 @@ class _Shared(asyncio.DatagramProtocol):
 
     def __init__(self, transport: asyncio.DatagramTransport) -> None:
         self.protocol = typing.cast("asyncio.DatagramProtocol", transport.get_protocol())
-        self.family: socket.AddressFamily = transport.get_extra_info("socket").family
+        it = transport.get_extra_info("socket")
+        self.family, self.type, self.fileno, self.getsockopt = it.family, it.type, it.fileno, it.getsockopt
+        self.getsockname, self.getpeername = it.getsockname, it.getpeername
         self._transport = transport
 
     def __eq__(self, other: object) -> bool:
@@ -131,11 +146,14 @@ class _Shared(asyncio.DatagramProtocol):
 
     # --- a socket
 
+    def dup(self) -> typing.Self:
+        return self
+
     def setblocking(self, flag: bool) -> None:
         """It does not block already."""
 
-    def getsockname(self) -> Address:
-        return typing.cast("Address", self._transport.get_extra_info("sockname"))
+    def close(self) -> None:
+        """It is its owner's."""
 
     def sendto(self, data: bytes, addr: Address) -> None:
         if not self._transport.is_closing():  # asyncio's raises what no socket raises when it is closed
@@ -146,7 +164,8 @@ class _Shared(asyncio.DatagramProtocol):
         self._transport.set_protocol(self)
 
     def unwatch(self) -> None:
-        self._transport.set_protocol(self.protocol)
+        if self._transport.get_protocol() is self:  # else its owner has taken it back
+            self._transport.set_protocol(self.protocol)
 
     # --- a protocol
 

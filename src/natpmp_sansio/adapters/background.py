@@ -13,9 +13,10 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 from ..client import Client
+from ..errors import LocalProtocolError
 from ..events import Event
-from ._driver import Wait
-from ._station import ClientStation
+from ._driver import Unclaimed, Wait, check_timeout
+from ._station import ClientOptions, ClientStation, Where
 from .blocking import BlockingClient, ClientCalls, open_client
 
 T = typing.TypeVar("T")
@@ -25,23 +26,35 @@ class BackgroundClient(ClientCalls):
     """A client that is pumped in the background: `with BackgroundClient() as client:`.
 
     The arguments are those of `open_client`, and so is what entering the block raises. Every method may be called from
-    any thread; `unclaimed` is called in the client's own.
+    any thread. `unclaimed` is called in the client's own, where nobody can wait for an answer. If the program ends
+    without leaving the block nothing is released.
     """
 
-    def __init__(self, *args: typing.Any, **options: typing.Any) -> None:
-        self._open: Callable[[], AbstractContextManager[BlockingClient]] = lambda: open_client(*args, **options)
+    def __init__(
+        self,
+        gateway: Where = None,
+        *,
+        sock: socket.socket | None = None,
+        unclaimed: Unclaimed | None = None,
+        **options: typing.Unpack[ClientOptions],
+    ) -> None:
+        self._open: Callable[[], AbstractContextManager[BlockingClient]] = lambda: open_client(
+            gateway, sock=sock, unclaimed=unclaimed, **options
+        )
+        self._started: Future[BlockingClient] = Future()
         self._errands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._bell, self._bell_rope = socket.socketpair()
-        self._started: Future[BlockingClient] = Future()
         self._is_ending = self._is_over = False
         self._thread = threading.Thread(target=self._run, name="natpmp_sansio", daemon=True)
+        self.core = typing.cast("Client", _Elsewhere(lambda: self._client.core, self._do))
+        self._station = typing.cast("ClientStation", _Elsewhere(lambda: self._client._station, self._do))
 
     def __enter__(self) -> typing.Self:
+        if self._thread.ident is not None:
+            raise LocalProtocolError("this client has been opened before: make another")
+        self._bell, self._rope = socket.socketpair()
         self._thread.start()
-        self._client = self._started.result()
-        self.core = typing.cast("Client", _Elsewhere(self._client.core, self._do))
-        self._station = typing.cast("ClientStation", _Elsewhere(self._client._station, self._do))
+        self._started.result()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,25 +69,39 @@ class BackgroundClient(ClientCalls):
         """Release every mapping, in five seconds at most, and end the thread. A second call does nothing."""
         self._is_ending = True
         self._ring()
-        self._thread.join()
+        if self._is_elsewhere:
+            self._thread.join()
 
-    def _wait(self, wait: Wait[T], timeout: float) -> T:
+    def _wait(self, begin: Callable[[], Wait[T]], timeout: float) -> T:
+        check_timeout(timeout)
+        if not self._is_elsewhere:
+            raise LocalProtocolError("the client's own thread cannot wait for it: keep_port does not")
         is_over = threading.Event()
 
-        def begin() -> None:
+        def begin_there() -> Wait[T]:
+            wait = begin()
             wait.wake = is_over.set
             if wait.is_over:
                 is_over.set()
             self._client._station.pump()
+            return wait
 
+        wait = self._do(begin_there)
         try:
-            self._do(begin)
             is_over.wait(None if timeout == math.inf else timeout)
             return self._do(lambda: wait.result_within(timeout))
         finally:
             self._do(lambda: self._client._station.forget(wait))
 
     # --- the thread
+
+    @property
+    def _client(self) -> BlockingClient:
+        return self._started.result()
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        return threading.current_thread() is not self._thread
 
     def _run(self) -> None:
         try:
@@ -93,7 +120,7 @@ class BackgroundClient(ClientCalls):
                 self._is_over = True
             self._run_errands()
             self._bell.close()
-            self._bell_rope.close()
+            self._rope.close()
 
     def _hear(self, bell: socket.socket) -> None:
         bell.recv(1000)
@@ -105,6 +132,8 @@ class BackgroundClient(ClientCalls):
 
     def _do(self, what: Callable[[], T]) -> T:
         """Have something done in the thread, and wait for it."""
+        if self._thread.ident is None:
+            raise LocalProtocolError("this client is not open yet: enter its block")
         done: Future[T] = Future()
 
         def errand() -> None:
@@ -114,38 +143,41 @@ class BackgroundClient(ClientCalls):
                 done.set_exception(error)
 
         with self._lock:
-            is_over = self._is_over
-            if not is_over:
+            is_mine = self._is_over or not self._is_elsewhere
+            if not is_mine:
                 self._errands.put(errand)
                 self._ring()
-        if is_over:  # nobody else is there
+        if is_mine:
             errand()
         return done.result()
 
     def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # it is over
-            self._bell_rope.send(b"!")
+        with contextlib.suppress(OSError, AttributeError):  # it is over, or was never opened
+            self._rope.send(b"!")
 
 
 class BackgroundEvents:
-    """An endless iterator of events, to be read in one thread. See `BackgroundClient.events`."""
+    """An endless iterator of events. See `BackgroundClient.events`."""
 
     def __init__(self, client: BlockingClient) -> None:
         self._driver = client._station.driver
         self._subscription = self._driver.subscribe()
-        self._bell = threading.Event()
-        self._subscription.wake = self._bell.set
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
-        while not self._subscription.queue:
-            if self._driver.closed:
+        queue = self._subscription.queue
+        while not queue:
+            bell = threading.Event()
+            self._subscription.readers.append(bell.set)
+            is_last = self._driver.closed  # first of all, because Closed comes before it
+            if queue:
+                break
+            if is_last:
                 raise StopIteration
-            self._bell.wait()
-            self._bell.clear()
-        return self._subscription.queue.popleft()
+            bell.wait()
+        return queue.popleft()
 
     def pending(self) -> list[Event]:
         """What has happened already and was not taken; waits for nothing."""
@@ -155,12 +187,12 @@ class BackgroundEvents:
 class _Elsewhere:
     """Something that belongs to another thread: all that is done to it is done there."""
 
-    def __init__(self, it: object, do: Callable[[Callable[[], typing.Any]], typing.Any]) -> None:
-        self._it = it
+    def __init__(self, find: Callable[[], object], do: Callable[[Callable[[], typing.Any]], typing.Any]) -> None:
+        self._find = find
         self._do = do
 
     def __getattr__(self, name: str) -> typing.Any:
-        found = self._do(lambda: getattr(self._it, name))
+        found = self._do(lambda: getattr(self._find(), name))
         if not callable(found):
             return found
         return lambda *args, **options: self._do(lambda: found(*args, **options))

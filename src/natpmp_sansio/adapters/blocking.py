@@ -21,7 +21,7 @@ from ..gateway import Gateway
 from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
 from ..wishes import Wishes
-from ._driver import Unclaimed, Wait
+from ._driver import Unclaimed, Wait, check_timeout
 from ._station import ClientOptions, ClientStation, ClientView, Station, Where
 
 C = typing.TypeVar("C", bound=Core)
@@ -41,13 +41,13 @@ class Driven(typing.Generic[C]):
 
     def process(self) -> None:
         """Do all that is due, without waiting: read, keep time, send."""
-        self._station.check_thread()
+        self._station.now()
         self._selector.select(0.0)
         self._station.pump()
 
     def wait(self, timeout: float = math.inf) -> None:
         """Wait until something is to be done, `timeout` seconds at most, and do it."""
-        self._station.check_thread()
+        self._station.now()
         if (remaining := self._until_deadline()) > 0:
             self._selector.select(min(timeout, remaining))
         self._station.pump()
@@ -59,6 +59,7 @@ class Driven(typing.Generic[C]):
 
     def fileno(self) -> int:
         """A descriptor that is readable when there is something to process."""
+        self._station.now()
         return self._selector.fileno()
 
     def events(self) -> Events:
@@ -112,7 +113,7 @@ class ClientCalls(ClientView):
         self, protocol: Protocol | int, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
     ) -> Mapping:
         """Ask for a mapping and wait until it holds. It is kept until `unmap`, or the end of the block."""
-        (mapping,) = self._wait(self._station.map_port(protocol, internal_port, wishes), timeout)
+        (mapping,) = self._wait(lambda: self._station.map_port(protocol, internal_port, wishes), timeout)
         return mapping
 
     def keep_port(self, protocol: Protocol | int, internal_port: int, **wishes: typing.Unpack[Wishes]) -> MappingId:
@@ -123,7 +124,7 @@ class ClientCalls(ClientView):
         self, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
     ) -> tuple[Mapping, Mapping]:
         """Ask for TCP and UDP on one external port, and wait for both."""
-        tcp, udp = self._wait(self._station.map_pair(internal_port, wishes), timeout)
+        tcp, udp = self._wait(lambda: self._station.map_pair(internal_port, wishes), timeout)
         return tcp, udp
 
     def map_peer(
@@ -136,7 +137,7 @@ class ClientCalls(ClientView):
         **wishes: typing.Unpack[Wishes],
     ) -> Mapping:
         """Learn of, and keep alive, the mapping of one flow, and wait until it holds (PCP)."""
-        (mapping,) = self._wait(self._station.map_peer(protocol, internal_port, remote, wishes), timeout)
+        (mapping,) = self._wait(lambda: self._station.map_peer(protocol, internal_port, remote, wishes), timeout)
         return mapping
 
     def unmap(self, mapping: Mapping | MappingId) -> bool:
@@ -145,17 +146,17 @@ class ClientCalls(ClientView):
 
     def probe(self, *, timeout: float = 30.0) -> ProbeCompleted:
         """Find out what the gateway speaks, and why it may not work, without any effect there."""
-        return self._wait(self._station.probe(), timeout)
+        return self._wait(self._station.probe, timeout)
 
     def external_address(self, *, timeout: float = 30.0) -> IPAddress:
         """Ask for the gateway's external address."""
-        return self._wait(self._station.external_address(), timeout)
+        return self._wait(self._station.external_address, timeout)
 
     def network_changed(self) -> None:
         """Ask for every mapping again, now. Other networks and sleep are noticed without it, within seconds."""
         self._station.network_changed()
 
-    def _wait(self, wait: Wait[T], timeout: float) -> T:
+    def _wait(self, begin: Callable[[], Wait[T]], timeout: float) -> T:
         raise NotImplementedError
 
 
@@ -173,6 +174,7 @@ class BlockingClient(Driven[Client], ClientCalls):
 
     def close(self) -> None:
         """Release every mapping as far as that has not been done, and close the sockets."""
+        self._station.check_thread()
         try:
             self.release()
         finally:
@@ -182,8 +184,9 @@ class BlockingClient(Driven[Client], ClientCalls):
         """Wait no longer for what `release` waits for: leases that were not released run out by themselves."""
         self._station.driver.abandon()
 
-    def _wait(self, wait: Wait[T], timeout: float) -> T:
-        give_up_at = time.monotonic() + timeout
+    def _wait(self, begin: Callable[[], Wait[T]], timeout: float) -> T:
+        check_timeout(timeout)
+        wait, give_up_at = begin(), time.monotonic() + timeout
         try:
             self._station.pump()
             while not wait.is_over and (remaining := give_up_at - time.monotonic()) > 0:

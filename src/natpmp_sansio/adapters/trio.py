@@ -5,6 +5,7 @@ what leaves the block is what was raised in it.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import socket
 import typing
@@ -32,7 +33,7 @@ def open_client(
     **options: typing.Unpack[ClientOptions],
 ) -> AbstractAsyncContextManager[AsyncClient]:
     """The arguments and errors are those of the blocking `open_client`. `sock` is none of trio's own: those cannot be
-    shared. What `unclaimed` raises is logged."""
+    shared."""
     return _async.open_client(_Trio(), gateway, sock, unclaimed, **options)
 
 
@@ -55,6 +56,7 @@ class _Trio:
 
     now = staticmethod(trio.current_time)
     signal = staticmethod(trio.Event)
+    checkpoint = staticmethod(trio.lowlevel.checkpoint)
 
     def __init__(self) -> None:
         self._watched: set[socket.socket] = set()
@@ -71,7 +73,7 @@ class _Trio:
                         station.read(sock)
 
         self._watched.add(sock)
-        trio.lowlevel.spawn_system_task(read)
+        trio.lowlevel.spawn_system_task(read, context=contextvars.copy_context())  # for `unclaimed`
 
     def unwatch(self, sock: socket.socket) -> None:
         self._watched.discard(sock)
@@ -101,14 +103,14 @@ class _Trio:
             await signal.wait()
 
     @staticmethod
-    async def wait_anyhow(signal: Signal) -> None:
-        with trio.CancelScope(shield=True):
+    async def wait_anyhow(signal: Signal, timeout: float) -> None:
+        with trio.CancelScope(shield=True), trio.move_on_after(timeout):
             await signal.wait()
 
 
 @contextlib.contextmanager
 def _logged() -> typing.Iterator[None]:
-    """What the caller's `unclaimed` raises must not end trio, as it would from a task of trio's own."""
+    """What is raised must not end trio, as it would from a task of trio's own."""
     try:
         yield
     except Exception:
