@@ -182,6 +182,7 @@ class Known:
     heard: bytes = b""  # the last grant
     held: Promise | None = None
     ends: float = math.inf  # of what is held: a move ends it sooner
+    version: int | None = None  # in which it was granted last
     is_here: bool = False  # it was granted where the client is now
     told: Endpoint | None = None
     tries: int = 0  # to renew, since the grant
@@ -220,7 +221,7 @@ class Known:
     def grant(self, promise: Promise, calm: float, *, is_sure: bool) -> None:
         """`is_sure`: it is no late copy from before the loss of state that it seems to show."""
         self.held, self.ends, self.is_here, self.calm = promise, promise.ends, True, calm
-        self.tries, self.hold, self.retry_at = 0, -math.inf, math.inf
+        self.tries, self.hold, self.retry_at, self.version = 0, -math.inf, math.inf, promise.version
         if is_sure:
             self.lost = self.doubted = math.inf
         if self.twin is not None:
@@ -234,6 +235,7 @@ class Known:
     def forget(self) -> None:
         """It is held no more."""
         self.held, self.ends, self.lost, self.doubted = None, math.inf, math.inf, math.inf
+        self.is_owed_delete = False
 
     def tell(self, told: Holding, address: IPAddress | None) -> None:
         """A grant, renewal or change: it follows what was told before, and says what was promised."""
@@ -687,7 +689,7 @@ class Watched:
             is_proven = any(each.held and each.held.version == 2 and each.is_here for each in self.wanted.values())
             return is_proven and not is_asked
         if kind == "NAT-PMP answer":
-            return not is_asked and not any(each.held and each.held.version == 0 for each in self.every)
+            return not is_asked and not any(each.version == 0 for each in self.every)
         return not is_asked or kind not in ("noise", "truncated answer", "PEER answer")
 
     # --- what it hears
@@ -705,28 +707,27 @@ class Watched:
         for known in self.every:
             known.reasons += known.burst is not None and known.burst.version != data[0]
         match message:
-            case pcp.AnnounceResponse() | natpmp.ExternalAddressResponse() | natpmp.ErrorResponse(opcode=0):
-                self.check_epoch(data[0], message.epoch, now, is_certain=message.result_code == 0)
-                if message.result_code == 0:
-                    self.hear_announcement(now)
             case pcp.MapResponse() | pcp.PeerResponse():
                 self.hear_pcp(message, data, now)
             case natpmp.MapResponse():
                 self.hear_natpmp(message, data, now)
             case natpmp.ErrorResponse(opcode=1 | 2):
                 self.hear_short_error(message, now)
-            case natpmp.ErrorResponse() | pcp.ErrorResponse():
-                self.check_epoch(data[0], message.epoch, now, is_certain=False)
+            case _:
+                self.hear_announcement(message, data[0], now)
 
     @property
     def is_asked_in_natpmp(self) -> bool:
         return self.question is not None or any(each.burst and each.burst.version == 0 for each in self.every)
 
-    def hear_announcement(self, now: float) -> None:
+    def hear_announcement(self, message: typing.Any, version: int, now: float) -> None:
         """One that shows no loss of state is a reason to doubt, but for copies of another (RFC 6886 section 3.2.1)."""
-        is_new, self.announced = now - self.announced > 75.0, now
         is_answer = self.question is not None or self.is_probing
-        if is_new and self.verdicts == {False} and not is_answer:
+        is_success = message.result_code == 0
+        self.check_epoch(version, message.epoch, now, is_certain=is_success)
+        is_new = now - self.announced > 75.0
+        self.announced = now if is_success else self.announced
+        if is_success and is_new and self.verdicts == {False} and not is_answer:
             for known in self.wanted.values():
                 if known.held is not None:
                     known.doubted = min(known.doubted, self.world.sim.now)
@@ -814,6 +815,8 @@ class Watched:
         if not is_certain:
             self.verdicts.add(False)
             self.epochs[version] += seen[-4:]
+        if True in self.verdicts:
+            self.stir()
         if self.verdicts == {True}:
             for known in self.wanted.values():
                 if known.held is not None:
@@ -826,6 +829,7 @@ class Watched:
         self.now = max(self.now, now)
         verdicts, self.verdicts = self.verdicts, {False}
         dues, before = Dues(self.prompt), {known: known.burst for known in self.every}
+        asked = [burst for burst in (*before.values(), self.question) if burst is not None]
         outputs, sent = list(self.prompt.outputs()), dict[Known, list[bytes]]()
         told = [each for each in outputs if not isinstance(each, SendDatagram)]
         granted = self.take_up(has_lost=True in verdicts)
@@ -848,13 +852,17 @@ class Watched:
         is_asked_twice = any(isinstance(each, SendDatagram) and each.data == QUESTION for each in outputs)
         for known, datagrams in sent.items():
             self.check_sent(known, datagrams, dues.get(known.id, math.inf), is_asked_twice=is_asked_twice)
-        self.check_ends(before, dues, told, is_time_alone=is_time_alone)
+        is_silent = any(each.count >= 9 if each.version == 0 else each.is_tired for each in asked)
+        if is_time_alone and any(isinstance(each, GatewayUnreachable) for each in told):
+            assert is_silent or self.is_asked, "unreachable, but not asked often enough"
+        about = {getattr(each, "mapping", None) for each in told}
+        self.check_ends([*before, *self.every], dues, about, may_end=is_silent or not is_time_alone)
         if len(self.owed) > 400:
             self.drain_late()
 
-    def take_up(self, *, has_lost: bool) -> list[Known]:
-        """What it holds was promised to it just now, or before."""
-        granted, expected, self.expected = [], self.expected, None
+    def take_up(self, *, has_lost: bool) -> dict[Known, bool]:
+        """What it holds was promised to it just now, or before. True: for sure since the last loss of state."""
+        granted, expected, self.expected = dict[Known, bool](), self.expected, None
         for mapping in self.prompt.mappings:
             known, offer = self.known[mapping.id], self.known[mapping.id].offer
             is_new = known.held is None or mapping.expires_at != known.ends or known is expected
@@ -862,19 +870,20 @@ class Watched:
                 assert offer is not None, "held, but not promised"
                 assert offer.ends == mapping.expires_at, "held for another time than was promised"
                 calm = self.world.calm if self.world.calm <= self.world.sim.now else math.inf
-                known.grant(offer, calm, is_sure=known is expected or not has_lost)
-                granted.append(known)
+                granted[known] = known is expected or not has_lost
+                known.grant(offer, calm, is_sure=granted[known])
         assert expected is None or expected in granted or expected.twin is not None, "a grant is not believed"
         return granted
 
-    def check_told(self, granted: list[Known], told: list[Event]) -> None:
+    def check_told(self, granted: dict[Known, bool], told: list[Event]) -> None:
         """Every grant is told, but of a pair later, and in NAT-PMP with the address."""
-        for known in granted:
+        for known, is_sure in granted.items():
             assert known.held is not None
             said = sum(isinstance(each, Holding) and each.mapping == known.id for each in told)
             is_later = known.twin is not None or (known.held.version == 0 and self.address is None)
             assert said == 1 or is_later, "a grant is not told"
-            known.rest()
+            if is_sure:
+                known.rest()
         for mapping in self.prompt.mappings:
             known = self.known[mapping.id]
             known.offer = known.refused = None
@@ -970,10 +979,11 @@ class Watched:
         self.met["parting delete"] += 1
 
     def check_question(self, data: bytes, dues: Dues) -> None:
-        """There may be a question in PCP under way as well."""
+        """There may be a question in PCP under way as well, and this one be over in the same instant."""
         now, question = self.now, self.question
-        whens = [due for due in dues.nameless if due > now] or [math.inf]
-        if question is not None and any(question.goes_on(data, now, due) for due in whens):
+        whens = [due for due in dues.nameless if due > now]
+        whens += [math.inf] * (len(whens) <= self.is_probing)
+        if question is not None and any(question.goes_on(data, now, due, is_over=due == math.inf) for due in whens):
             return
         whens = [due for due in whens if due == math.inf or abs(due - now - 0.25) < ROUNDING]
         assert whens, "a question that does not keep its schedule"
@@ -985,16 +995,9 @@ class Watched:
         known = self.wanted.get(target)
         return known if known is not None and known.twin is not None else None
 
-    def check_ends(
-        self, before: dict[Known, Burst | None], dues: Dues, told: list[Event], *, is_time_alone: bool
-    ) -> None:
+    def check_ends(self, every: list[Known], dues: Dues, about: set[MappingId | None], *, may_end: bool) -> None:
         """No request ends without a cause, and none is under way beyond what there is room for."""
-        asked = [each for each in (*before.values(), self.question) if each is not None]
-        is_silent = any(each.count >= 9 if each.version == 0 else each.count > PATIENCE for each in asked)
-        if is_time_alone and any(isinstance(each, GatewayUnreachable) for each in told):
-            assert is_silent or self.is_asked, "unreachable, but not asked often enough"
-        about = {getattr(each, "mapping", None) for each in told}
-        for known in dict.fromkeys((*before, *self.every)):
+        for known in every:
             burst = known.burst
             if known.id in dues:
                 assert burst is not None
@@ -1002,8 +1005,7 @@ class Watched:
             elif burst is not None:
                 known.burst, known.reasons = None, known.reasons + burst.is_tired
                 is_given_up = known.id in about or (not known.is_wanted and not burst.is_delete)
-                is_done = burst.count >= burst.limits[0] or is_silent or is_given_up
-                assert is_done or not is_time_alone, f"it is not sent again {burst}"
+                assert may_end or is_given_up or burst.count >= burst.limits[0], f"it is not sent again {burst}"
         if self.question is not None and self.question.due not in dues.nameless:
             self.question = None
         versions = Counter(each.burst.version for each in self.every if each.burst is not None)
@@ -1094,30 +1096,28 @@ class Watched:
                 assert mapping.external == known.told
                 assert mapping.expires_at == known.ends > now, "held for longer than was promised"
                 assert known.told or known.twin or now <= held.at + 2.0 + ROUNDING, "a grant is not told"
-                follows = (
-                    known.told is not None and self.address is not None and held.version == 0 and known.twin is None
-                )
+                is_told = known.told is not None and self.address is not None and known.twin is None
+                follows = is_told and held.version == 0 and known.is_here
                 assert not follows or getattr(known.told, "address", None) == self.address, "a move is not told"
                 self.check_in_time(known, held)
 
-    def is_calm(self, known: Known) -> bool:
-        """Whether all was well since it was granted."""
-        return known.calm == self.world.calm < math.inf and self.hold_all < self.now and self.world.serves(self)
-
     def check_in_time(self, known: Known, held: Promise) -> None:
         """Renewed, recovered, confirmed, and TCP after UDP of a pair: if nothing has stood in the way."""
+        now, world = self.now, self.world
+        spoken = {each.held.version for each in self.wanted.values() if each.held}
+        if now <= self.hold_all or not world.serves(self) or not spoken <= set(world.versions[self.server]):
+            return
         is_needed = known.until is None or known.ends < known.until
-        if is_needed and self.is_calm(known) and known.lost == math.inf and held.lifetime >= 60:
-            assert known.asked > held.at or self.now <= held.at + held.lifetime * 5 / 8 + 5.0, (
-                "not renewed in good time"
-            )
-            is_led = known.twin is None or self.now < known.lead + 10.0 or known.ends == known.until
+        is_calm = known.calm == world.calm < math.inf and known.lost == math.inf
+        if is_needed and is_calm and held.lifetime >= 60:
+            in_time = known.asked > held.at or now <= held.at + held.lifetime * 5 / 8 + 5.0
+            assert in_time, "not renewed in good time"
+            is_led = known.twin is None or now < known.lead + 10.0
             assert is_led or known.asked >= known.lead, "TCP does not follow UDP"
-        now, calm = self.world.sim.now, self.world.calm
-        is_free = all(each.burst is None or each.burst.wait < 30.0 for each in self.wanted.values())  # of old silence
-        if is_free and self.world.serves(self) and self.hold_all < self.now:
+        if all(each.burst is None or each.burst.wait < 30.0 for each in self.wanted.values()):  # of old silence
             for since, what in ((known.lost, "recovered"), (known.doubted, "confirmed")):
-                assert now <= max(since, calm) + (PROMPT if calm <= since else SLACK), f"not {what}"
+                latest = max(since, world.calm) + (PROMPT if world.calm <= since else SLACK)
+                assert world.sim.now <= latest, f"not {what}"
 
 
 # --- the network
