@@ -118,6 +118,7 @@ class Burst:
     due: float  # when it is to be sent again, or given up
     wait: float
     count: int = 1
+    copies: int = 0  # successes that may be answers to an earlier delete
 
     @property
     def version(self) -> int:
@@ -169,30 +170,28 @@ class Known:
     is_finished: bool = False
     nonce: bytes | None = None
     burst: Burst | None = None  # that is under way
-    asked: float = -math.inf
+    asked: float = -math.inf  # or refused without
     reasons: int = 0  # to ask out of turn
     extra: int = 0  # how often that was done
     retry_at: float = -math.inf  # not held: not to be asked for before
-    suggested: int = 0  # the port, in the last request
-    busy: int = 0  # the one that is taken
-    was_refused: bool = False
-    codes: set[int | None] = attrs.field(factory=lambda: {None})  # the result codes of all answers; None is silence
+    busy: int = 0  # the port that is taken
+    codes: set[int | None] = attrs.field(
+        factory=lambda: {None, 1}
+    )  # of all answers; 1 is another version, None silence
     refused: tuple[int, float] | None = None  # by the datagram that is being taken in: the code, and until when
     offer: Promise | None = None  # in the datagram that is being taken in
     heard: bytes = b""  # the last grant
     held: Promise | None = None
     ends: float = math.inf  # of what is held: a move ends it sooner
     version: int | None = None  # in which it was granted last
-    is_here: bool = False  # it was granted where the client is now
+    is_there: bool = False  # the gateway that is asked now has granted it
     told: Endpoint | None = None
     tries: int = 0  # to renew, since the grant
     renewed: float = -math.inf
     hold: float = -math.inf  # held: not to be renewed before
     deletes: int = 0
-    is_owed_delete: bool = False
     is_confirmed: bool = False
     is_split: bool = False
-    old_twin: Known | None = None  # TCP, to be renewed when UDP is deleted
     lost: float = math.inf  # since when the gateway has lost it, or, doubted: may have (clock of the simulation)
     doubted: float = math.inf
     calm: float = math.inf  # since when all was well, as it was granted (clock of the simulation)
@@ -220,7 +219,7 @@ class Known:
 
     def grant(self, promise: Promise, calm: float, *, is_sure: bool) -> None:
         """`is_sure`: it is no late copy from before the loss of state that it seems to show."""
-        self.held, self.ends, self.is_here, self.calm = promise, promise.ends, True, calm
+        self.held, self.ends, self.is_there, self.calm = promise, promise.ends, True, calm
         self.tries, self.hold, self.retry_at, self.version = 0, -math.inf, math.inf, promise.version
         if is_sure:
             self.lost = self.doubted = math.inf
@@ -235,7 +234,7 @@ class Known:
     def forget(self) -> None:
         """It is held no more."""
         self.held, self.ends, self.lost, self.doubted = None, math.inf, math.inf, math.inf
-        self.is_owed_delete = False
+        self.is_there = False
 
     def tell(self, told: Holding, address: IPAddress | None) -> None:
         """A grant, renewal or change: it follows what was told before, and says what was promised."""
@@ -245,7 +244,8 @@ class Known:
         assert self.told == (None if isinstance(told, MappingGranted) else before)
         assert not isinstance(told, MappingChanged) or told.old != told.new
         assert self.held is not None
-        promised = (self.held.ends, self.held.lifetime, self.held.port)
+        assert self.twin is None or self.twin.asked > -math.inf, "one of a pair is told before the other is asked for"
+        promised = (self.ends, self.held.lifetime, self.held.port)
         assert promised == (told.expires_at, told.lifetime, external.port), "nobody promised that"
         assert external.address == (self.held.address or address)
         self.told = external
@@ -258,9 +258,10 @@ class Known:
         if told.reason is Reason.EXPIRED or told.reason is Reason.NETWORK_CHANGED:
             assert now >= self.ends - ROUNDING, "expired too early"
         assert told.retry_at >= (hold if told.result_code == code else now) - ROUNDING, "the hold time is ignored"
+        self.is_there &= not told.result_code
         if isinstance(told, MappingLost):
             self.forget()
-        self.told, self.was_refused, self.retry_at = None, True, told.retry_at if is_over else math.inf
+        self.told, self.asked, self.retry_at = None, now, told.retry_at if is_over else math.inf
         self.rest()
         if self.twin is not None:
             self.twin.reasons += 1
@@ -282,7 +283,7 @@ class Known:
         else:
             assert told.reason in (Reason.UNSUPPORTED_PROTOCOL, Reason.UNSUPPORTED_OPTION)
             assert told.result_code in self.codes
-        assert not self.is_owed_delete or self.deletes or is_hopeless, "given up, but not deleted"
+        assert not self.is_there or self.deletes or is_hopeless, "given up, but not deleted"
 
     @property
     def needs_pcp(self) -> bool:
@@ -313,6 +314,11 @@ def is_version_error(message: wire.Message) -> bool:
 def lasts(code: natpmp.ResultCode) -> float:
     """For how long an error in NAT-PMP holds: it does not say."""
     return 0.0 if not code else 1800.0 if code.lifetime is None else float(code.lifetime)
+
+
+def suggested_in(request: bytes) -> int:
+    """The external port."""
+    return int(getattr(decode(request), "suggested_external_port", 0))
 
 
 def target_of(message: typing.Any) -> Target:
@@ -547,10 +553,8 @@ class Watched:
             self.address = self.version = None
             self.is_unreachable = False
             self.parting, self.is_parting = ({known.nonce for known in self.every}, old[1]), True
-            for known in self.leaving.values():
-                known.is_owed_delete = False
-            for known in self.wanted.values():
-                known.nonce, known.is_here, known.renewed = None, False, -math.inf
+            for known in self.every:
+                known.nonce, known.is_there, known.renewed = None, False, -math.inf
                 known.ends = min(known.ends, self.clock + 30.0) if known.held else math.inf
         self.drain(self.clock)
         if has_moved:
@@ -587,7 +591,9 @@ class Watched:
             known.is_finished, known.burst = True, None
         self.leaving.clear()
         for known in self.wanted.values():
+            is_there = known.held is not None and known.is_there and known.ends - then > pause
             known.forget()
+            known.is_there = is_there
             known.burst, known.told, known.retry_at = None, None, -math.inf
             if known.until is not None:
                 known.until = self.clock + max(0.0, known.until - then - pause)
@@ -596,12 +602,12 @@ class Watched:
 
     def leave(self, known: Known) -> None:
         known.is_wanted = False
-        known.is_owed_delete = known.held is not None and known.is_here and len(known.target) == 2
         known.retry_at, known.reasons, known.extra = -math.inf, 0, 0
         self.leaving[known.id] = self.wanted.pop(known.target)
         if known.twin is not None:
             known.twin.reasons += 1
-            known.twin.twin, known.old_twin, known.twin = None, known.twin, None
+            known.twin.twin = None
+            known.twin = None
 
     def left(self, target: Target) -> Known | None:
         """What is to be deleted there."""
@@ -681,7 +687,7 @@ class Watched:
         """Whether there is a nonce in the way; NAT-PMP has none."""
         is_asked = self.is_asked_in_natpmp
         if kind == "version error":
-            is_proven = any(each.held and each.held.version == 2 and each.is_here for each in self.wanted.values())
+            is_proven = any(each.held and each.held.version == 2 and each.is_there for each in self.wanted.values())
             return is_proven and not is_asked
         if kind == "NAT-PMP answer":
             return not is_asked and not any(each.version == 0 for each in self.every)
@@ -696,8 +702,6 @@ class Watched:
         message = None if self.is_closed else read(data)
         if message is None or is_version_error(message) or data[0] not in self.versions:
             self.stir()  # which may turn it to another version
-            for known in self.every:
-                known.codes.add(1)
             return
         for known in self.every:
             known.reasons += known.burst is not None and known.burst.version != data[0]
@@ -752,13 +756,16 @@ class Watched:
         code, lifetime, port = message.result_code, float(message.lifetime), message.external_port
         if known is None or known.burst is None or known.burst.version != 0:
             self.check_epoch(0, message.epoch, now, is_certain=False)
-        elif known.burst.is_delete or code or lifetime:
-            self.check_epoch(0, message.epoch, now)
-            if code == 0 and lifetime and port:
-                self.hear_grant(known, Promise(now, min(lifetime, MAX_LEASE), port, None, 0), data, is_awaited=True)
-            else:
-                self.hear_error(known, int(code), lasts(code), 0, is_awaited=True)
-        # else it is a copy of the answer to an earlier delete
+            return
+        if not known.burst.is_delete and code == lifetime == 0:
+            known.burst.copies += 1  # of an answer to an earlier delete, it seems
+            if known.burst.copies <= DELETES:
+                return
+        self.check_epoch(0, message.epoch, now)
+        if code == 0 and lifetime and port:
+            self.hear_grant(known, Promise(now, min(lifetime, MAX_LEASE), port, None, 0), data, is_awaited=True)
+        else:
+            self.hear_error(known, int(code), lasts(code), 0, is_awaited=True)
 
     def hear_short_error(self, message: natpmp.ErrorResponse, now: float) -> None:
         """Without a port: only the request under way can tell."""
@@ -793,10 +800,11 @@ class Watched:
             known.hold = hold
         else:
             known.reasons += 1
-        is_port_busy = known.held is None and known.suggested != 0 and code == BUSY[version]
-        if is_port_busy and is_awaited:
-            known.busy = known.suggested
-        elif is_full:
+        if known.held is None and known.burst and is_awaited and code == BUSY[version]:
+            known.busy = suggested_in(known.burst.data)
+        if known.busy:
+            return  # another will do, perhaps
+        if is_full:
             self.hold_new = hold if is_awaited else min(hold, self.hold_new)
 
     def check_epoch(self, version: int, epoch: int | None, now: float, *, is_certain: bool = True) -> None:
@@ -934,7 +942,7 @@ class Watched:
         """A request that begins, and how often it may be sent."""
         message, now, version, burst = decode(data), self.now, data[0], known.burst
         assert isinstance(message, natpmp.MapRequest | pcp.MapRequest | pcp.PeerRequest)
-        suggested, is_first = message.suggested_external_port, known.asked == -math.inf
+        suggested, is_first = suggested_in(data), known.asked == -math.inf
         known.reasons += burst is not None and burst.is_tired
         is_quiet, kind, limits = known.reasons == 0, "ask", (0.0, math.inf)
         is_due = known.begin(version, now)
@@ -956,15 +964,15 @@ class Watched:
             limits = (9, 9) if version == 0 else (1, 1 if is_quiet else PATIENCE)
         left = math.inf if known.until is None else max(1, math.ceil(known.until - now))
         assert message.lifetime <= left, "longer than it is wanted"
-        known.suggested, known.busy = suggested, 0
+        known.busy = 0
         self.met[f"{kind} in {'PCP' if version else 'NAT-PMP'}"] += 1
         return Burst(data, kind == "delete", limits, due, due - now)
 
     def check_order(self, known: Known) -> None:
         """Commands keep their order: line 10."""
         for other in self.wanted.values():
-            is_first = other.id < known.id and other.asked == -math.inf and not other.was_refused
-            assert not is_first or known.was_refused or self.left(other.target) or other.twin, "a later one was first"
+            is_first = other.id < known.id and other.asked == -math.inf
+            assert not is_first or self.left(other.target) or other.twin, "a later command was done first"
 
     def check_parting(self, sent: SendDatagram, message: typing.Any) -> None:
         nonces, server = self.parting
@@ -1018,16 +1026,21 @@ class Watched:
             case MappingFailed() | MappingReleased():
                 known = self.known[told.mapping]
                 is_silence = self.is_closing and not getattr(told, "confirmed", False)
-                known.end(told, self.now, is_hopeless=is_silence or (known.needs_pcp and self.version == 0))
+                known.end(
+                    told,
+                    self.now,
+                    is_hopeless=is_silence or len(known.target) > 2 or (known.needs_pcp and self.version == 0),
+                )
                 if known.is_wanted:
                     self.leave(known)
                 del self.leaving[known.id]
-                if known.old_twin is not None:
-                    known.old_twin.reasons += 1
+                self.stir()  # of a pair, TCP is renewed when UDP is deleted
                 self.met[getattr(told, "reason", Reason.DELETED).name] += isinstance(told, MappingFailed)
             case PairSplit():
-                assert (self.known[told.tcp], self.known[told.udp]) in self.pairs
-                self.known[told.tcp].is_split = self.known[told.udp].is_split = True
+                tcp, udp = self.known[told.tcp], self.known[told.udp]
+                assert (tcp, udp) in self.pairs
+                assert tcp.deletes + udp.deletes > 0, "they are said to differ before anything was tried"
+                tcp.is_split = udp.is_split = True
             case ProbeCompleted():
                 assert self.is_probing
                 self.is_probing = False
@@ -1090,7 +1103,7 @@ class Watched:
                 assert mapping.expires_at == known.ends > now, "held for longer than was promised"
                 assert known.told or known.twin or now <= held.at + 2.0 + ROUNDING, "a grant is not told"
                 is_told = known.told is not None and self.address is not None and known.twin is None
-                follows = is_told and held.version == 0 and known.is_here
+                follows = is_told and held.version == 0 and known.is_there
                 assert not follows or getattr(known.told, "address", None) == self.address, "a move is not told"
                 self.check_in_time(known, held)
 
