@@ -379,6 +379,7 @@ class Watched:
         self.verdicts = {False}
         self.expected: Known | None = None  # whose grant is to be believed
         self.restart_told = False
+        self.recovery_due: float | None = None
         self.recovered = -math.inf
         self.hold_new = self.hold_all = self.announced = -math.inf
         self.question: Burst | None = None
@@ -408,7 +409,7 @@ class Watched:
         if is_plain:
             self.heard = [*self.heard[-30:], data]
         self.hear(bytes((data[0], data[1] | 0x80, *data[2:])), now)  # without the bit it was mended
-        self.drain(now)
+        self.drain(now, "datagram")
         return True
 
     def handle_timeout(self, now: float) -> None:
@@ -421,7 +422,7 @@ class Watched:
             self.recover(now)
         self.prompt.handle_timeout(now)
         self.late.handle_timeout(now)
-        self.drain(now, is_time_alone=not recovers)
+        self.drain(now, "recovery" if recovers else "time")
         again = self.prompt.next_timeout()
         assert again is None or again > now  # line 5
 
@@ -724,9 +725,12 @@ class Watched:
         is_answer = self.question is not None or self.is_probing
         is_success = message.result_code == 0
         self.check_epoch(version, message.epoch, now, is_certain=is_success)
-        is_new = now - self.announced > 75.0
+        is_proven = any(each.held and each.held.version == 2 and each.is_there for each in self.wanted.values())
+        is_new = now - self.announced > 75.0 or (
+            is_proven and getattr(message, "external_address", self.address) != self.address
+        )
         self.announced = now if is_success else self.announced
-        if is_success and is_new and self.verdicts == {False} and not is_answer:
+        if is_success and is_new and self.verdicts == {False} and not is_answer and self.recovery_due is None:
             for known in self.wanted.values():
                 if known.held is not None:
                     known.doubted = min(known.doubted, self.world.sim.now)
@@ -827,8 +831,8 @@ class Watched:
 
     # --- what it puts out
 
-    def drain(self, now: float, *, is_time_alone: bool = False) -> None:
-        """Check all that came of one input. `is_time_alone`: it was no datagram, no command and no recovery."""
+    def drain(self, now: float, why: str = "command") -> None:
+        """Check all that came of one input."""
         self.now = max(self.now, now)
         verdicts, self.verdicts = self.verdicts, {False}
         dues, before = Dues(self.prompt), {known: known.burst for known in self.every}
@@ -855,12 +859,14 @@ class Watched:
             assert self.pending_recovery() is not None, "a restart is not recovered from"
         is_asked_twice = any(isinstance(each, SendDatagram) and each.data == QUESTION for each in outputs)
         for known, datagrams in sent.items():
-            self.check_sent(known, datagrams, dues.get(known.id, math.inf), is_asked_twice=is_asked_twice)
+            may_double = why != "datagram" or known in granted
+            self.check_sent(known, datagrams, dues.get(known.id, math.inf), is_asked_twice, may_double)
         is_silent = any(each.count >= 9 if each.version == 0 else each.is_tired for each in asked)
-        if is_time_alone and any(isinstance(each, GatewayUnreachable) for each in told):
+        if why == "time" and any(isinstance(each, GatewayUnreachable) for each in told):
             assert is_silent or self.is_asked, "unreachable, but not asked often enough"
         about = {getattr(each, "mapping", None) for each in told}
-        self.check_ends([*before, *self.every], dues, about, may_end=is_silent or not is_time_alone)
+        self.check_ends([*before, *self.every], dues, about, may_end=is_silent or why != "time")
+        self.recovery_due = self.pending_recovery()
         if len(self.owed) > 400:
             self.drain_late()
 
@@ -923,9 +929,11 @@ class Watched:
         assert known is not None or (target == ERRAND and self.is_asked), f"nobody wants {message}"
         return known
 
-    def check_sent(self, known: Known, datagrams: list[bytes], due: float, *, is_asked_twice: bool) -> None:
-        """Each goes on with what is under way, or begins anew. `is_asked_twice`: so is the first question in the other
-        version, with which a request may go out once more."""
+    def check_sent(
+        self, known: Known, datagrams: list[bytes], due: float, is_asked_twice: bool, may_double: bool
+    ) -> None:
+        """Each goes on with what is under way, or begins anew, but not with the same for an answer to something else.
+        `is_asked_twice`: so is the first question in the other version, with which a request may go out once more."""
         for number, data in enumerate(datagrams, 1):
             burst, is_over = known.burst, due == math.inf or number < len(datagrams)
             if burst is not None and burst.goes_on(data, self.now, due, is_over=is_over):
@@ -934,6 +942,8 @@ class Watched:
                 assert burst.limits[1] > 1, "a renewal is a single packet"
                 self.met["sent again with the first question in the other version"] += 1
             else:
+                is_double = burst is not None and burst.data == data and not burst.is_tired
+                assert may_double or not is_double, "what is under way is asked for once more"
                 (least, most), wait = waits(data[0], 1, 0.0), due - self.now
                 assert is_over or least - ROUNDING <= wait <= most + ROUNDING, f"it waits for {wait} s"
                 known.burst = self.check_new(known, data, due)
