@@ -688,8 +688,7 @@ class Watched:
         """Whether there is a nonce in the way; NAT-PMP has none."""
         is_asked = self.is_asked_in_natpmp
         if kind == "version error":
-            is_proven = any(each.held and each.held.version == 2 and each.is_there for each in self.wanted.values())
-            return is_proven and not is_asked
+            return self.is_pcp_proven and not is_asked
         if kind == "NAT-PMP answer":
             return not is_asked and not any(each.version == 0 for each in self.every)
         return not is_asked or kind not in ("noise", "truncated answer", "PEER answer")
@@ -720,15 +719,18 @@ class Watched:
     def is_asked_in_natpmp(self) -> bool:
         return self.question is not None or any(each.burst and each.burst.version == 0 for each in self.every)
 
+    @property
+    def is_pcp_proven(self) -> bool:
+        """Whether a grant had a nonce."""
+        return any(each.held and each.held.version == 2 and each.is_there for each in self.wanted.values())
+
     def hear_announcement(self, message: typing.Any, version: int, now: float) -> None:
         """One that shows no loss of state is a reason to doubt, but for copies of another (RFC 6886 section 3.2.1)."""
         is_answer = self.question is not None or self.is_probing
         is_success = message.result_code == 0
         self.check_epoch(version, message.epoch, now, is_certain=is_success)
-        is_proven = any(each.held and each.held.version == 2 and each.is_there for each in self.wanted.values())
-        is_new = now - self.announced > 75.0 or (
-            is_proven and getattr(message, "external_address", self.address) != self.address
-        )
+        is_other = getattr(message, "external_address", self.address) != self.address
+        is_new = now - self.announced > 75.0 or (is_other and self.is_pcp_proven)
         self.announced = now if is_success else self.announced
         if is_success and is_new and self.verdicts == {False} and not is_answer and self.recovery_due is None:
             for known in self.wanted.values():
@@ -1433,6 +1435,14 @@ class Life(RuleBasedStateMachine):
     def partition(self, who: int) -> None:
         self.world.partition(self.client(who))
 
+    @rule(who=WHO)
+    def ask_in_vain(self, who: int) -> None:
+        """For so long that the wait between two requests grows no more."""
+        self.world.link(self.client(who), LINKS["cut"], GOOD)
+        self.client(who).map((UDP, 87), lifetime=600)
+        self.world.run(4000.0)
+        self.world.link(self.client(who), GOOD, GOOD)
+
     @rule()
     def heal(self) -> None:
         self.world.heal()
@@ -1491,17 +1501,16 @@ class Life(RuleBasedStateMachine):
 
     @rule(who=WHO, version=st.sampled_from((0, 2)), other=st.booleans())
     def announce(self, who: int, version: int, other: bool) -> None:
-        """The gateway, or somebody who knows its epoch, says that it is there, for no visible reason."""
+        """The gateway, or somebody who knows its epoch, says that it is there, for no visible reason; `other`: and soon
+        after that its address is another."""
         client, world = self.client(who), self.world
-        epoch = int(world.sim.now - world.starts[client.server])
-        if version == 2:
+        for address in (EXTERNALS[0], "203.0.113.66")[: 1 + other]:
+            epoch = int(world.sim.now - world.starts[client.server])
             data = pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, epoch).encode()
-        else:
-            address = ip_address("203.0.113.66" if other else EXTERNALS[0])
-            assert isinstance(address, IPv4Address)
-            data = natpmp.ExternalAddressResponse(natpmp.ResultCode.SUCCESS, epoch, address).encode()
-        world.sim.inject(client, data, client.server)
-        self.run_and_check(PROMPT + 5.0)
+            if version == 0:
+                data = natpmp.ExternalAddressResponse(natpmp.ResultCode.SUCCESS, epoch, IPv4Address(address)).encode()
+            world.sim.inject(client, data, client.server)
+            self.run_and_check(PROMPT + 5.0)
 
     def run_and_check(self, seconds: float) -> None:
         self.world.run(seconds)
