@@ -1483,11 +1483,15 @@ class Life(RuleBasedStateMachine):
             locals_[locals_.index(client.local) ^ to[0]], world.servers[world.servers.index(client.server) ^ to[1]]
         )
 
-    @rule(who=WHO, pause=st.sampled_from((0.0, 5.0, 400.0)))
-    def restore(self, who: int, pause: float) -> None:
+    @rule(who=WHO, pause=st.sampled_from((0.0, 5.0, 400.0)), is_all_wanted=st.booleans())
+    def restore(self, who: int, pause: float, is_all_wanted: bool) -> None:
+        """It may be that what was asked for last is wanted no more, before it is asked for again."""
+        client = self.client(who)
         self.world.disturb()
-        self.client(who).restore(pause)
+        client.restore(pause)
         self.world.disturb()
+        if client.wanted and not is_all_wanted:
+            client.unmap(list(client.wanted.values())[-1])
 
     @rule(who=WHO)
     def reboot_unheard(self, who: int) -> None:
