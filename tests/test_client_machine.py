@@ -281,7 +281,7 @@ class Known:
             assert self.needs_pcp
             assert self.is_wanted
         else:
-            assert told.reason in (Reason.UNSUPPORTED_PROTOCOL, Reason.UNSUPPORTED_OPTION)
+            assert told.reason in (Reason.UNSUPPORTED_PROTOCOL, Reason.UNSUPPORTED_OPTION, Reason.THIRD_PARTY_ID)
             assert told.result_code in self.codes
         assert not self.is_there or self.deletes or is_hopeless, "given up, but not deleted"
 
