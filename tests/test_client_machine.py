@@ -899,7 +899,7 @@ class Watched:
         for mapping in self.prompt.mappings:
             known = self.known[mapping.id]
             known.offer = known.refused = None
-            if mapping.state is not MappingState.HELD and known.is_wanted:
+            if mapping.state is not MappingState.HELD and known.is_wanted and known.held is not None:
                 known.forget()
 
     def check_datagram(self, sent: SendDatagram, dues: Dues) -> Known | None:
