@@ -603,7 +603,7 @@ class Watched:
 
     def leave(self, known: Known) -> None:
         known.is_wanted = False
-        known.retry_at, known.reasons, known.extra = -math.inf, 0, 0
+        known.retry_at, known.reasons, known.extra, known.deletes = -math.inf, 0, 0, 0
         self.leaving[known.id] = self.wanted.pop(known.target)
         if known.twin is not None:
             known.twin.reasons += 1
@@ -1390,6 +1390,10 @@ class Life(RuleBasedStateMachine):
             if is_wanted_again:
                 client.map(known.target)
                 self.world.met["wanted again at once"] += 1
+                self.world.run(0.05)  # it is deleted by now, and asked for again
+                if client.heard:
+                    self.world.disturb()
+                    self.world.sim.inject(client, client.heard[-1], client.server)
 
     @rule(who=WHO)
     def ask_for_address(self, who: int) -> None:
