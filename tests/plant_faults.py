@@ -215,7 +215,7 @@ FAULTS: tuple[Fault, ...] = (
         "closed too early",
         KEEPER,
         "if self._closing and not self._mappings and not self._closed:",
-        "if self._closing and not self._exchanges and not self._closed:",
+        "if self._closing and len(self._mappings) < 2 and not self._closed:",
     ),
     (
         "until ignored",
