@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -271,9 +272,9 @@ def search(fault: Fault | None, examples: int) -> str | None:
             return "it never comes to an end"
     if done.returncode == 0:
         return None
-    lines = [line.strip() for line in done.stderr.splitlines()]
-    last = max((number for number, line in enumerate(lines) if line.startswith("File ")), default=0)
-    what = " ".join(line for line in lines[last + 1 : last + 2]) or "it could not run"
+    lines = (line.lstrip(" |+-") for line in done.stderr.splitlines())
+    # The first of them: what follows happened while it was handled.
+    what = next((line for line in lines if re.match(r"\w+(Error|Exception)\b", line)), "it could not run")
     return f"{done.stdout.strip():>4} examples: {what}"
 
 
