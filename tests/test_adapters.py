@@ -32,6 +32,7 @@ from natpmp_sansio import (
     MappingError,
     MappingFailed,
     MappingGranted,
+    MappingLost,
     MappingRefused,
     MappingReleased,
     MappingRenewed,
@@ -819,7 +820,9 @@ def test_an_address_that_cannot_be_bound_yet_is_tried_again(
             events = client.events()
             here, refusals = "127.0.0.2", 1
             await client.network_changed()
-            await until(events, MappingChanged, MappingRenewed)
+            told = await until(events, MappingChanged, MappingRenewed, MappingLost)
+            assert refusals == 0
+            assert not isinstance(told, MappingLost)
             assert "127.0.0.2" in {str(each.internal.address) for each in server.gateway.mappings}
 
     face.run(story)

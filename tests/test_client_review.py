@@ -141,6 +141,22 @@ def test_the_external_address_of_the_new_gateway_is_not_yet_that_of_what_it_has_
     assert kinds(drain(client)[1]) == [ExternalAddressLearned]
 
 
+def test_a_move_in_nat_pmp_is_told_once_with_its_new_address() -> None:
+    """It was told first without one."""
+    client, mapping = held_in_natpmp()
+    client.network_changed(10.0, gateway=THERE)
+    told: list[Event] = []
+    for _ in range(3):
+        requests, events = drain(client)
+        told += events
+        for request in requests:
+            if decode(request) != natpmp.MapRequest(TCP, 80, 0, 0):
+                client.receive_datagram(natpmp_answer(request, 5), THERE, 10.0)
+    (moved,) = [event for event in told if isinstance(event, MappingRenewed)]
+    assert (moved.mapping, client.external_address) == (mapping, moved.external.address)
+    assert MappingChanged not in kinds(told)
+
+
 def test_what_the_old_gateway_asked_to_wait_does_not_hold_at_the_new_one() -> None:
     """1. It was asked for again when the old gateway's 1800 s were over."""
     client = make_client((2,))

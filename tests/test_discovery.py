@@ -182,6 +182,18 @@ def test_without_the_extra_linux_says_what_to_install(monkeypatch: pytest.Monkey
         default_gateways()
 
 
+def test_what_changes_while_it_is_read_is_told_as_one_of_our_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyroute2 = pytest.importorskip("pyroute2")
+
+    def interrupt() -> typing.NoReturn:
+        raise pyroute2.NetlinkDumpInterrupted
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(pyroute2, "IPRoute", interrupt)
+    with pytest.raises(DiscoveryError, match=r"does not tell its routes \(.*dump interrupted"):
+        default_gateways()
+
+
 def test_another_system_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "plan9")
     with pytest.raises(DiscoveryError, match="on Linux, macOS and Windows only; name the gateway yourself"):

@@ -360,7 +360,8 @@ class Keeper(Machine[TimerKey]):
             mapping.assign(self._external_address, answer.external_port)
             if now - self._address_at >= _ADDRESS_FRESH:
                 self._address_wanted = True
-            if self._external_address is not None or mapping.told is not None:
+            was_nameless = mapping.told is not None and mapping.told.address is None  # then it has none to tell
+            if self._external_address is not None or was_nameless:
                 self._tell_grant(mapping)
             else:
                 self._nameless[mapping] = None

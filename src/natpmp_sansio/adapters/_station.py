@@ -22,7 +22,7 @@ from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol, to_address
 from ..wishes import Wishes
 from . import _sockets, discovery
-from ._driver import Answer, Driver, Grant, Unclaimed, Wait, pick_address, pick_probe
+from ._driver import Answer, Driver, Grant, Unclaimed, Wait, datagrams_log, pick_address, pick_probe
 
 C = typing.TypeVar("C", bound=Core)
 
@@ -48,6 +48,7 @@ _READS = 256  # datagrams taken from one socket before the clock is looked at ag
 _LOOK = 15.0  # s from one look around to the next: has this system slept, or moved?
 _SETTLE = 0.5  # s after the system has said that a route has changed; more will follow
 _NAP = 2.0  # s of sleep that are no matter
+_FAITH = 10.0  # s for which the gateway's family may be without a network while the other one has one
 _PAUSE = 1.0  # s until what has raised is tried again
 
 
@@ -232,7 +233,7 @@ class ClientStation(Station[Client]):
             core = _restore(snapshot, place, config, now)
         self._announcements: socket.socket | None = None
         self._routes: socket.socket | None = None
-        self._home = (core.bind_address, core.gateways)  # what the sockets are for
+        self._home = (place.bind_address, place.gateways)  # what the sockets are for
         super().__init__(core, runtime, sock=sock, unclaimed=unclaimed)
         self._hears_announcements = announcements
         self._has_news = False  # some route has changed
@@ -344,28 +345,36 @@ class ClientStation(Station[Client]):
             self._place.doubt()
         is_worth_it = self._has_news or self._place.is_doubtful or self._routes is None
         self._has_news = False
-        if not is_worth_it or not self._place.has_changed():
-            return
-        try:
-            self.core.network_changed(now, self._place.local, self._place.gateways)
-        except LocalProtocolError:  # it is no place for what the caller has configured
-            self._place.doubt()
-            return
-        home = (self.core.bind_address, self.core.gateways)
-        if home == self._home:
-            return
-        old = self._sock
-        if self._lent is None:
+        if is_worth_it and self._place.has_changed(now):
             try:
-                self._sock = self._open_socket()
-            except OSError:  # the address is not usable yet, or no more
+                self._move(now)
+            except (OSError, LocalProtocolError) as error:
+                # The address is not usable yet, or no more; or that is no place for what the caller has configured.
+                datagrams_log.debug("at %s, but not yet: %s", self._place.local, error)
                 self._place.doubt()
                 self._look_at = now + _SETTLE
-                return
-        self._home = home
-        self._send(self._sock, old)
-        if self._sock is not old:
-            self.runtime.watch(self, self._sock)
+
+    def _move(self, now: float) -> None:
+        """The core is told when there is a socket to ask from."""
+        place, old = self._place, self._sock
+        is_elsewhere = (place.bind_address, place.gateways) != self._home
+        new = (
+            _sockets.open_request_socket(place.bind_address, *place.gateways)
+            if is_elsewhere and not self._lent
+            else old
+        )
+        try:
+            self.core.network_changed(now, place.local, place.gateways)
+        except LocalProtocolError:
+            if new is not old:
+                new.close()
+            raise
+        if not is_elsewhere:
+            return
+        self._home, self._sock = (place.bind_address, place.gateways), new
+        self._send(new, old)
+        if new is not old:
+            self.runtime.watch(self, new)
             self._close(old)
         self._listen()
 
@@ -421,6 +430,7 @@ class Place:
         self._family = to_address(self._given).version if self._given else 4 if versions == (0,) else None
         self._asleep = _sockets.time_asleep()
         self.is_doubtful = False
+        self._other_since = math.inf  # the time from which on only the other family has had a network
         self.gateways, self.local = self._find()
 
     def doubt(self) -> None:
@@ -432,20 +442,39 @@ class Place:
         asleep, self._asleep = self._asleep, _sockets.time_asleep()
         return self._asleep - asleep > _NAP
 
-    def has_changed(self) -> bool:
-        """Whether it is another place, or was doubted. Without a network nothing has changed, until there is one."""
+    @property
+    def bind_address(self) -> Address:
+        """Where the client's socket is to be."""
+        host = self.local.partition("%")[0]
+        return (host, 0) if ":" not in host else (host, 0, 0, (*self.gateways[0], 0, 0)[3])
+
+    def has_changed(self, now: float) -> bool:
+        """Whether it is another place, or was doubted. Without a network nothing has changed, until there is one; and
+        while only the other family has one, that of the gateway may soon come back."""
         try:
             found = self._find()
         except (OSError, DiscoveryError):
             self.is_doubtful = True
             return False
+        if (":" in found[1]) == (":" in self.local):
+            self._other_since = math.inf
+        else:
+            self._other_since = min(self._other_since, now)
+            if now < self._other_since + _FAITH:
+                self.is_doubtful = True
+                return False
         has_changed, self.is_doubtful = self.is_doubtful or found != (self.gateways, self.local), False
         self.gateways, self.local = found
         return has_changed
 
     def _find(self) -> tuple[tuple[Address, ...], str]:
         gateways = self._named or self._default()
-        return gateways, self._given or _sockets.source_address(gateways[0], self._bind)
+        local = self._given or _sockets.source_address(gateways[0], self._bind)
+        if not self._given and to_address(local.partition("%")[0]).is_link_local and ":" in local:
+            raise DiscoveryError(
+                f"this host has no address but {local}, which nobody outside can reach; to map it, name it in bind"
+            )
+        return gateways, local
 
     def _default(self) -> tuple[Address, ...]:
         found = [each.address for each in discovery.default_gateways(bind=self._bind)]

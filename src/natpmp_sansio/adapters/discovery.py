@@ -123,21 +123,31 @@ def _on_linux(destinations: list[str], bind: str | None, source: IPAddress | Non
 def _through_pyroute2(destinations: list[str], bind: str | None, source: IPAddress | None) -> Iterator[_Hop]:
     try:
         from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
     except ImportError:
         raise DiscoveryError(_EXTRA) from None
-    with IPRoute() as kernel:
-        addresses = list(kernel.get_addr())
-        index = _index_on_linux(addresses, bind, source) if bind else None
-        for destination in destinations:
-            family = socket.AF_INET6 if ":" in destination else socket.AF_INET
-            hop = None
-            for leads, gateway in _ways_on_linux(kernel, destination, family, index, source):
-                gateway = gateway or _peer_on_linux(addresses, family, leads)
-                hop = _Hop(_interface_name(leads), leads, ip_address(gateway) if gateway else None)
-                if gateway:
-                    break
-            if hop:
-                yield hop
+    try:
+        with IPRoute() as kernel:
+            yield from _hops_on_linux(kernel, destinations, bind, source)
+    except NetlinkError as error:  # before 0.9 it minds what changes while it reads
+        raise OSError(str(error)) from None
+
+
+def _hops_on_linux(
+    kernel: typing.Any, destinations: list[str], bind: str | None, source: IPAddress | None
+) -> Iterator[_Hop]:
+    addresses = list(kernel.get_addr())
+    index = _index_on_linux(addresses, bind, source) if bind else None
+    for destination in destinations:
+        family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+        hop = None
+        for leads, gateway in _ways_on_linux(kernel, destination, family, index, source):
+            gateway = gateway or _peer_on_linux(addresses, family, leads)
+            hop = _Hop(_interface_name(leads), leads, ip_address(gateway) if gateway else None)
+            if gateway:
+                break
+        if hop:
+            yield hop
 
 
 def _ways_on_linux(
