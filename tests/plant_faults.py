@@ -55,14 +55,14 @@ FAULTS: tuple[Fault, ...] = (
     (
         "stale deadline",
         "timers.py",
-        "        heapq.heappush(self._heap, entry)\n        self._discard_stale()\n",
-        "        heapq.heappush(self._heap, entry)\n",
+        "        if is_moved:\n            self._discard_stale()\n",
+        "",
     ),
     (
         "deadline of what is over",
         KEEPER,
-        "        self._exchanges.pop(exchange, None)\n        self._timers.cancel((Timer.RETRANSMIT, exchange))\n",
-        "        self._exchanges.pop(exchange, None)\n",
+        "        self._exchanges.end(exchange)\n        self._timers.cancel(exchange)\n",
+        "        self._exchanges.end(exchange)\n",
     ),
     ("late retransmission", SCHEDULE, "return 0.25 * 2.0 ** (attempt - 1)", "return 0.5 * 2.0 ** (attempt - 1)"),
     (
@@ -120,8 +120,11 @@ FAULTS: tuple[Fault, ...] = (
     (
         "grant not told",
         KEEPER,
-        "        else:\n            self._report(MappingRenewed, mapping",
-        "        elif mapping.wish.internal_port != 81:\n            self._report(MappingRenewed, mapping",
+        "            self._emit(mapping.news(self.gateway))\n",
+        (
+            "            is_renewal, event = mapping.told == mapping.external, mapping.news(self.gateway)\n"
+            "            if mapping.wish.internal_port != 81 or not is_renewal:\n                self._emit(event)\n"
+        ),
     ),
     (
         "lease believed too long",
@@ -160,7 +163,7 @@ FAULTS: tuple[Fault, ...] = (
     (
         "full server asked again",
         KEEPER,
-        "(is_taken or now < self._hold_new_until)",
+        "is_taken or now < self._hold_new_until",
         "is_taken",
     ),
     ("a port that is taken asked for again", KEEPER, "mapping.suggest(wish.external.address, 0)", "pass"),

@@ -54,6 +54,7 @@ PURE = {
     "ipaddress",
     "itertools",
     "math",
+    "operator",
     "random",
     "struct",
     "typing",

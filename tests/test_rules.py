@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from helpers import Middle
-from natpmp_sansio import Config, GatewayConfig, LocalProtocolError, retransmission
+from natpmp_sansio import Config, GatewayConfig, LocalProtocolError, Protocol, pcp, retransmission
+from natpmp_sansio.dialects import NatPmpDialect, read_version_error
 from natpmp_sansio.epoch import NatPmpEpoch, PcpEpoch
+from natpmp_sansio.lifecycle import Exchange, Purpose, UnderWay
 from natpmp_sansio.retransmission import (
     announcement_times,
     nat_pmp_renewal,
@@ -548,3 +550,24 @@ def test_ports_that_run_from_high_to_low_are_refused() -> None:
         GatewayConfig(first_port=2000, last_port=1000)
     with pytest.raises(LocalProtocolError):
         GatewayConfig(min_lifetime=100, max_lifetime=99)
+
+
+# --- requests under way
+
+
+def test_what_is_under_way_is_counted_once_however_often_it_ends() -> None:
+    dialect, under_way = NatPmpDialect(), UnderWay()
+    question = Exchange(purpose=Purpose.PROBE, mapping=None, dialect=dialect, data=b"", limit=None)
+    under_way.begin(question)
+    assert (list(under_way), under_way.questions, under_way.endless) == ([question], 1, 1)
+    assert under_way.in_version == {0: 1}
+    under_way.end(question)
+    under_way.end(question)
+    assert (list(under_way), under_way.questions, under_way.endless) == ([], 0, 0)
+    assert under_way.in_version == {0: 0}
+
+
+def test_an_answer_to_peer_offers_no_version() -> None:
+    code = pcp.ResultCode.UNSUPP_VERSION
+    response = pcp.PeerResponse(code, 30, 1, bytes(12), Protocol.TCP, 80, 80, "203.0.113.5", 443, "198.51.100.1")
+    assert read_version_error(response) is None

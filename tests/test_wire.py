@@ -587,6 +587,13 @@ def test_an_address_is_ipv4_only_if_all_96_leading_bits_say_so(octets: str) -> N
     assert fields.unpack_address(bytes.fromhex(octets)).version == 6
 
 
+def test_an_address_is_read_once_and_no_flood_of_them_is_kept() -> None:
+    packed = [fields.pack_address(IPv6Address(number)) for number in range(1, 1000)]
+    assert [fields.unpack_address(octets) for octets in packed] == [IPv6Address(number) for number in range(1, 1000)]
+    assert fields.unpack_address(packed[-1]) is fields.unpack_address(packed[-1])
+    assert len(fields._unpacked) <= 64
+
+
 def test_no_suggestion_is_the_all_zeros_address_of_the_clients_family() -> None:
     assert pcp.MapRequest(V4, NONCE, Protocol.TCP, 80).suggested_external_address == IPv4Address(0)
     assert pcp.MapRequest(V6, NONCE, Protocol.TCP, 80).suggested_external_address == IPv6Address(0)

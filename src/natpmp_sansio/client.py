@@ -127,8 +127,8 @@ class Client(Keeper):
     def timers(self) -> list[TimerInfo]:
         """Every deadline and its reason, the earliest first."""
         infos = []
-        for deadline, (reason, about) in self._timers.items():
-            mapping = about.mapping if isinstance(about, Exchange) else about
+        for deadline, key in self._timers.items():
+            reason, mapping = (Timer.RETRANSMIT, key.mapping) if isinstance(key, Exchange) else key
             infos.append(TimerInfo(deadline=deadline, reason=reason, mapping=mapping.id if mapping else None))
         return infos
 
@@ -341,7 +341,7 @@ class Client(Keeper):
         """
         local = self._local if local_address is None else to_address(local_address)
         addresses = self._addresses if gateway is None else checked_addresses(gateway)
-        speech = Speech(local, self._config, self._rng)
+        speech = Speech(local, self._config, self._jitter)
         now = self._advance(now)
         if self._closing:
             return

@@ -152,6 +152,9 @@ class Machine(typing.Generic[K]):
         Raises:
             LocalProtocolError: it is no finite number.
         """
+        if type(now) is float and self._now <= now < math.inf:  # as it nearly always is
+            self._now = now
+            return now
         now = self._checked(now)
         if now < self._now:
             self._backwards += 1

@@ -18,14 +18,14 @@ from .epoch import EpochCheck, NatPmpEpoch, PcpEpoch
 from .errors import DecodeError, LocalProtocolError
 from .events import Reason
 from .wire import Message, decode, natpmp, pcp
-from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address
+from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, pack_address
 from .wishes import Wish
 
 LONG_HOLD = 1800.0
 """How long an error lasts, in seconds, that does not say so itself (RFC 6887 section 7.4)."""
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.define(kw_only=True, eq=False, repr=False)  # nobody changes it; but frozen it would take twice as long to make
 class MapAnswer(Value):
     """To a map or delete request. `reason` None is success; `internal_port` None: the answer does not say."""
 
@@ -95,6 +95,8 @@ def read_message(data: bytes) -> Message | None:
 
 def read_version_error(message: Message) -> VersionError | None:
     """Whether a response is a version error, of whatever protocol and shape."""
+    if getattr(message, "result_code", None) != _VERSION_ERROR:
+        return None  # nearly always, and soon known
     match message:
         case natpmp.ErrorResponse(result_code=natpmp.ResultCode.UNSUPPORTED_VERSION):
             return VersionError(offered=natpmp.VERSION, hold=LONG_HOLD)
@@ -207,13 +209,12 @@ class NatPmpDialect:
         return natpmp.ExternalAddressRequest().encode()
 
     def map_request(self, wish: Wish) -> bytes:
-        protocol = Protocol(wish.protocol)
-        return natpmp.MapRequest(protocol, wish.internal_port, wish.external.port, wish.lifetime).encode()
+        return natpmp.pack_map_request(wish.protocol, wish.internal_port, wish.external.port, wish.lifetime)
 
     def delete_request(self, wish: Wish) -> bytes | None:
         # Section 3.4; with internal port 0 it would delete all. Where 0 asked for any port, it is the same inside.
         port = wish.internal_port or wish.external.port
-        return natpmp.MapRequest(Protocol(wish.protocol), port, 0, 0).encode() if port else None
+        return natpmp.pack_map_request(wish.protocol, port, 0, 0) if port else None
 
     def wait(self, attempt: int, previous: float | None) -> float:
         return retransmission.nat_pmp_wait(attempt)
@@ -299,6 +300,7 @@ class PcpDialect:
 
     def __init__(self, client_address: IPAddress, rng: random.Random) -> None:
         self._client_address = client_address
+        self._packed_address = pack_address(client_address)
         self._rng = rng
 
     def serves(self, local: IPAddress, *, strict: bool) -> bool:
@@ -333,12 +335,6 @@ class PcpDialect:
 
     def read(self, message: Message) -> Outcome | None:
         match message:
-            case pcp.AnnounceResponse(result_code=code):
-                return Announcement(
-                    epoch=message.epoch, reason=self._reason(code), result_code=int(code), options=message.options
-                )
-            case pcp.ErrorResponse(opcode=pcp.ANNOUNCE, result_code=code, epoch=int(epoch)):
-                return Announcement(epoch=epoch, reason=self._reason(code), result_code=int(code))
             case pcp.MapResponse(result_code=code) | pcp.PeerResponse(result_code=code):
                 remote = None
                 if isinstance(message, pcp.PeerResponse):
@@ -353,22 +349,24 @@ class PcpDialect:
                     lifetime=message.lifetime,
                     options=message.options,
                     epoch=message.epoch,
-                    reason=self._reason(code),
+                    reason=self._reason(code) if code else None,
                     result_code=int(code),
                     hold=float(message.lifetime) if code else 0.0,
-                    server_wide=code == pcp.ResultCode.NO_RESOURCES,
+                    server_wide=bool(code) and code == pcp.ResultCode.NO_RESOURCES,
                 )
+            case pcp.AnnounceResponse(result_code=code):
+                return Announcement(
+                    epoch=message.epoch, reason=self._reason(code), result_code=int(code), options=message.options
+                )
+            case pcp.ErrorResponse(opcode=pcp.ANNOUNCE, result_code=code, epoch=int(epoch)):
+                return Announcement(epoch=epoch, reason=self._reason(code), result_code=int(code))
             case _:
                 return None
 
     def is_for(self, answer: MapAnswer, wish: Wish) -> bool:
         # Sections 11.4 and 12.4. The nonce is new for each mapping, so it stands for the internal address as well.
-        return (answer.nonce, answer.protocol, answer.internal_port, answer.remote) == (
-            wish.nonce,
-            wish.protocol,
-            wish.internal_port,
-            wish.remote,
-        )
+        is_same = answer.nonce == wish.nonce and answer.internal_port == wish.internal_port
+        return is_same and answer.protocol == wish.protocol and answer.remote == wish.remote
 
     def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
         return False
@@ -381,13 +379,18 @@ class PcpDialect:
         return answer.lifetime == 0 or answer.external_port == 0
 
     def _request(self, wish: Wish, port: int, address: IPAddress | None, lifetime: int) -> bytes:
-        head = (self._client_address, wish.nonce, wish.protocol, wish.internal_port)
-        tail = (port, any_address(self._client_address) if address is None else address, lifetime, wish.options)
-        if wish.remote is None:
-            return pcp.MapRequest(*head, *tail).encode()
-        remote = wish.remote.address
-        assert remote is not None  # checked when it was wished for
-        return pcp.PeerRequest(*head, wish.remote.port, remote, *tail).encode()
+        """Without the checks of pcp.MapRequest, which the wish has passed; they would take as long as all the rest."""
+        client, remote, options = self._client_address, wish.remote, wish.options
+        if address is None:
+            address = any_address(client)
+        if remote is None:
+            packed = self._packed_address
+            return pcp.pack_map_request(
+                packed, wish.nonce, wish.protocol, wish.internal_port, port, address, lifetime, options
+            )
+        assert remote.address is not None  # checked when it was wished for
+        head = (client, wish.nonce, wish.protocol, wish.internal_port, remote.port, remote.address)
+        return pcp.PeerRequest(*head, port, address, lifetime, options).encode()
 
     @staticmethod
     def _reason(code: pcp.ResultCode) -> Reason | None:
@@ -411,6 +414,7 @@ def make_dialects(local: IPAddress, config: Config, rng: random.Random) -> dict[
     raise LocalProtocolError("NAT-PMP is for IPv4; an IPv6 gateway needs version 2 in Config.versions")
 
 
+_VERSION_ERROR = 1  # in both protocols
 _ANSWER_SIZES = {0: 12, 1: 16, 2: 16}  # NAT-PMP answers by opcode; requests are 2 and 12 octets long
 _NAT_PMP_REASONS = {
     natpmp.ResultCode.NOT_AUTHORIZED: Reason.NOT_AUTHORIZED,

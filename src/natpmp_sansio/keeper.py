@@ -43,27 +43,38 @@ from .events import (
     GatewayRecovered,
     GatewayRestarted,
     GatewayUnreachable,
-    MappingChanged,
     MappingFailed,
-    MappingGranted,
     MappingId,
     MappingLost,
     MappingRefused,
     MappingReleased,
-    MappingRenewed,
     PairSplit,
     Reason,
     VersionNegotiated,
 )
-from .lifecycle import ASKING, DELETING, Exchange, Input, MappingState, Pair, Purpose, Timer, Tracked
+from .lifecycle import (
+    ASKING,
+    CREATE,
+    DELETING,
+    RENEW,
+    Exchange,
+    Input,
+    MappingState,
+    Pair,
+    Purpose,
+    Timer,
+    Tracked,
+    UnderWay,
+    limit_of,
+)
 from .retransmission import MIN_RENEWAL_GAP, recovery_delay
 from .speech import Speech
 from .stats import Oddity, Rejected
 from .wire import Message, is_response, pcp
-from .wire.fields import Endpoint, IPAddress, any_address, to_address
+from .wire.fields import IPAddress, any_address, to_address
 from .wishes import Target
 
-TimerKey = tuple[Timer, Tracked | Exchange | None]
+TimerKey = tuple[Timer, Tracked | None] | Exchange  # an exchange waits for one thing alone: to be sent again
 Task = tuple[Purpose, Tracked]
 
 
@@ -87,7 +98,8 @@ class Keeper(Machine[TimerKey]):
         self._tried = 1  # how many of them, since the last answer
         self._unanswered = 0  # renewals in a row, at this address
         self._local = to_address(local_address)
-        self._speech = Speech(self._local, self._config, self._rng)
+        self._jitter = rng or random.Random()  # which need not be a secret: the system's takes as long as a datagram
+        self._speech = Speech(self._local, self._config, self._jitter)
 
         self._mappings: dict[MappingId, Tracked] = {}
         self._wanted: dict[Target, Tracked] = {}
@@ -98,7 +110,7 @@ class Keeper(Machine[TimerKey]):
         self._last_id = 0
         self._tasks: deque[Task] = deque()
         self._put_off: deque[Task] = deque()
-        self._exchanges: dict[Exchange, None] = {}
+        self._exchanges = UnderWay()
         self._diagnosis: Diagnosis | None = None
 
         self._external_address: IPAddress | None = None
@@ -135,8 +147,10 @@ class Keeper(Machine[TimerKey]):
     def receive_datagram(self, data: bytes, addr: Address, now: float) -> bool:
         """Take in a datagram. True: it came from the gateway and is an answer or announcement, if perhaps an invalid
         one, which is counted. False: it is somebody else's, and nothing has changed."""
-        peer = peer_key(addr)
-        if self._closed or peer is None or not any(same_host(peer, known) for known in self._peers):
+        # Nearly all that comes is from where requests go, and an address takes long to be read.
+        peer = self._peers[self._at] if addr == self._addresses[self._at] else peer_key(addr)
+        is_server = peer in self._peers
+        if self._closed or peer is None or not (is_server or any(same_host(peer, known) for known in self._peers)):
             return False
         regular = data if is_response(data) else self._mend(data, peer)
         if regular is None:
@@ -144,7 +158,7 @@ class Keeper(Machine[TimerKey]):
         message = read_message(regular)
         dialect = self._speech.dialects.get(regular[0])
         outcome = dialect.read(message) if dialect and message else None
-        if peer not in self._peers and not isinstance(outcome, AddressAnswer):
+        if not is_server and not isinstance(outcome, AddressAnswer):
             return False  # only a NAT-PMP announcement may come from another port
         now = self._advance(now)
         if self._overflows():
@@ -166,8 +180,8 @@ class Keeper(Machine[TimerKey]):
             due = True
             if key is None:  # last, because what has ended by now is not sent again
                 self._on_overdue(overdue.popleft(), now)
-            elif key[0] is Timer.RETRANSMIT:
-                overdue.append(typing.cast("Exchange", key[1]))
+            elif isinstance(key, Exchange):
+                overdue.append(key)
             else:
                 self._on_timer(*key, now)
         if due:
@@ -188,7 +202,9 @@ class Keeper(Machine[TimerKey]):
         self, peer: PeerKey, message: Message | None, dialect: Dialect | None, outcome: Outcome | None, now: float
     ) -> None:
         current = self._peers[self._at]
-        if peer != current and (peer in self._peers or not same_host(peer, current)):
+        if dialect is not None and peer == current and isinstance(outcome, MapAnswer) and outcome.reason is None:
+            self._on_map_answer(dialect, outcome, now)  # nearly always: all that follows is soon ruled out
+        elif peer != current and (peer in self._peers or not same_host(peer, current)):
             self._rejected[Rejected.GIVEN_UP] += 1
         elif message is not None and (error := read_version_error(message)) is not None:
             self._on_version_error(error, now)
@@ -281,9 +297,9 @@ class Keeper(Machine[TimerKey]):
         """What an answer that is about this mapping, and from the gateway, says."""
         if answer.reason is Reason.OTHER:
             self._tolerated[Oddity.UNKNOWN_RESULT] += 1
-        if mapping.state is MappingState.RELEASING and not is_deleting and not answer.is_deletion:
+        if mapping.is_releasing and not is_deleting and not answer.is_deletion:
             self._rejected[Rejected.OLD] += 1  # to a request before the delete, which is still to come
-        elif is_deleting or mapping.state is MappingState.RELEASING:
+        elif is_deleting or mapping.is_releasing:
             self._on_delete_answer(dialect, mapping, answer, now)
         elif answer.reason is not None:
             self._on_refusal(mapping, answer.reason, answer, now)
@@ -314,21 +330,25 @@ class Keeper(Machine[TimerKey]):
         self._end(mapping.exchange)
         if answer.lifetime > self._config.max_lifetime:
             self._tolerated[Oddity.LONG_LIFETIME] += 1
-        if mapping.is_held and mapping.external and mapping.external.port != answer.external_port:
+        was_held = mapping.is_held
+        if was_held and mapping.external and mapping.external.port != answer.external_port:
             self._tolerated[Oddity.PORT_MOVED] += 1
-        self._move(mapping, Input.GRANT, dialect)
+        if not was_held or mapping.dialect is not dialect:  # what is renewed stays where it is
+            self._move(mapping, Input.GRANT, dialect)
         mapping.generation = self._generation
         mapping.granted_options = answer.options
         mapping.lifetime = float(min(answer.lifetime, self._config.max_lifetime))
         mapping.granted_at, mapping.expires_at = now, now + mapping.lifetime
-        mapping.retry_at, mapping.renewals, mapping.hold_until = None, 0, -math.inf
+        if mapping.retry_at is not None:
+            mapping.retry_at = None
+            self._timers.cancel((Timer.RETRY, mapping))
+        mapping.renewals, mapping.hold_until = 0, -math.inf
         mapping.is_renewal_open, mapping.useless = False, 0
-        self._timers.cancel((Timer.RETRY, mapping))
         self._schedule_renewal(mapping, now)
         self._learn_prefixes(answer.options)
         mapping.follows_gateway = answer.external_address is None
         if answer.external_address is not None:
-            mapping.assign(answer.external)
+            mapping.assign(answer.external_address, answer.external_port)
             if mapping.wish.family is None:
                 self._learn_address(answer.external_address, now)
             if mapping.is_errand:
@@ -337,7 +357,7 @@ class Keeper(Machine[TimerKey]):
             self._tell_grant(mapping)
         else:
             # NAT-PMP does not tell the address with the port: ask, unless it was told only just now.
-            mapping.assign(Endpoint(self._external_address, answer.external_port))
+            mapping.assign(self._external_address, answer.external_port)
             if now - self._address_at >= _ADDRESS_FRESH:
                 self._address_wanted = True
             was_nameless = mapping.told is not None and mapping.told.address is None  # then it has none to tell
@@ -350,39 +370,31 @@ class Keeper(Machine[TimerKey]):
 
     def _tell_grant(self, mapping: Tracked) -> None:
         """Say what is true now of a held mapping. One of a pair waits until its twin has been answered as well."""
-        self._timers.cancel((Timer.ADDRESS, mapping))
-        self._nameless.pop(mapping, None)
+        if mapping in self._nameless:
+            del self._nameless[mapping]
+            self._timers.cancel((Timer.ADDRESS, mapping))
         mapping.is_news = True
         if mapping.pair is None or mapping.pair.agrees:
             self._tell(mapping)
 
     def _tell(self, mapping: Tracked) -> None:
         """New, moved or renewed: what no event has said yet of a mapping that is held."""
-        external = mapping.external
-        if not mapping.is_news or not mapping.is_held or external is None:
-            return
-        old, mapping.told, mapping.is_news = mapping.told, external, False
-        lease = {"lifetime": mapping.lifetime, "expires_at": mapping.expires_at}
-        if old is None:
-            self._report(MappingGranted, mapping, **lease, external=external)
-        elif old != external:
-            self._report(MappingChanged, mapping, **lease, old=old, new=external)
-        else:
-            self._report(MappingRenewed, mapping, **lease, external=external)
+        if mapping.is_news and mapping.is_held and mapping.external is not None and not mapping.is_errand:
+            self._emit(mapping.news(self.gateway))
 
     def _tell_waiting_grants(self) -> None:
         """Tell the grants that wait for an external address, which is known now or will not be soon."""
         for mapping in list(self._nameless):
             assert mapping.external is not None
-            mapping.assign(Endpoint(self._external_address, mapping.external.port))
+            mapping.assign(self._external_address, mapping.external.port)
             self._tell_grant(mapping)
 
     def _on_refusal(self, mapping: Tracked, reason: Reason, answer: MapAnswer, now: float) -> None:
         exchange, code = mapping.exchange, answer.result_code
         purpose = exchange.purpose if exchange else None
-        if purpose is Purpose.CREATE and self._is_given_in(mapping, reason):
+        if purpose is CREATE and self._is_given_in(mapping, reason):
             self._end(exchange)
-            self._tasks.appendleft((Purpose.CREATE, mapping))
+            self._tasks.appendleft((CREATE, mapping))
             return
         self._end(exchange)
         mapping.useless += reason is Reason.UNUSABLE_GRANT
@@ -391,7 +403,7 @@ class Keeper(Machine[TimerKey]):
         if answer.server_wide:  # RFC 6887 section 11.4
             self._hold_new_until = now + hold
             self._wake_after_hold(now)
-        asked_to_renew = mapping.is_renewal_open if exchange is None else purpose in (Purpose.RENEW, Purpose.CONFIRM)
+        asked_to_renew = mapping.is_renewal_open if exchange is None else purpose in (RENEW, Purpose.CONFIRM)
         is_lost = mapping.generation < self._lost_generation or mapping.dialect is None or reason is Reason.DELETED
         if mapping.is_held and asked_to_renew and not is_lost:
             # The lease stands; the same request is not sent again within the error's lifetime (RFC 6887 section 8.3).
@@ -538,12 +550,12 @@ class Keeper(Machine[TimerKey]):
                 self._schedule_renewal(mapping, self._now)  # it was put off
 
     def _learn_address(self, address: IPAddress | None, now: float) -> None:
-        if address is None or address == any_address(address):
+        old, was_asked = self._external_address, self._address_asked
+        if address is None or (address is not old and address == any_address(address)):
             return
         self._address_at = now
-        old, self._external_address = self._external_address, address
-        was_asked, self._address_asked = self._address_asked, False
-        if old == address and not was_asked:
+        self._external_address, self._address_asked = address, False
+        if (address is old or address == old) and not was_asked:
             return
         if old is None or old == address:
             self._emit(ExternalAddressLearned(gateway=self.gateway, address=address))
@@ -555,13 +567,12 @@ class Keeper(Machine[TimerKey]):
             self._emit(DoubleNatSuspected(gateway=self.gateway, address=address, reason=reason))
         for mapping in self._mappings.values():
             if mapping.is_held and mapping.follows_gateway and mapping.external is not None:
-                mapping.assign(Endpoint(address, mapping.external.port))
+                mapping.assign(address, mapping.external.port)
                 self._tell_grant(mapping)
 
     def _learn_prefixes(self, options: tuple[pcp.Option, ...]) -> None:
         """New prefixes replace all older ones (RFC 7225 section 4.3)."""
-        prefixes = tuple(option for option in options if isinstance(option, pcp.Prefix64))
-        if prefixes:
+        if options and (prefixes := tuple(option for option in options if isinstance(option, pcp.Prefix64))):
             self._prefixes = prefixes
 
     # --- pairs
@@ -577,7 +588,7 @@ class Keeper(Machine[TimerKey]):
             twin.suggest(twin.wish.external.address, mapping.external.port)
         if mapping is pair.tcp:
             pair.is_following = pair.is_following and purpose is None and mapping.is_held
-        elif purpose not in (None, Purpose.CREATE):
+        elif purpose not in (None, CREATE):
             pair.is_following = self._renew_now(pair.tcp, now)
         self._settle(pair)
 
@@ -610,7 +621,7 @@ class Keeper(Machine[TimerKey]):
     def _on_vacated(self, mapping: Tracked, now: float) -> None:
         self._end(mapping.exchange)
         mapping.external = None
-        self._tasks.appendleft((Purpose.CREATE, mapping))
+        self._tasks.appendleft((CREATE, mapping))
         self._keep_pair(mapping, Purpose.VACATE, now)
 
     def _part(self, mapping: Tracked) -> None:
@@ -665,7 +676,7 @@ class Keeper(Machine[TimerKey]):
                 self._timers.set((Timer.FALLBACK, None), now + _FALLBACK_RETRY)
                 continue
             # Not a renewal: that is a single packet (RFC 6887 section 11.2.1).
-            again = [each for each in asking if each.dialect is preferred and each.purpose is not Purpose.RENEW]
+            again = [each for each in asking if each.dialect is preferred and each.purpose is not RENEW]
             for first in again[:1]:
                 self._send(first.data, self.gateway, first)
             self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
@@ -689,7 +700,7 @@ class Keeper(Machine[TimerKey]):
 
     # --- time
 
-    def _on_timer(self, reason: Timer, about: Tracked | Exchange | None, now: float) -> None:
+    def _on_timer(self, reason: Timer, about: Tracked | None, now: float) -> None:
         match reason:
             case Timer.FALLBACK:
                 self._on_fallback(now)
@@ -717,7 +728,7 @@ class Keeper(Machine[TimerKey]):
 
     def _on_unanswered(self, exchange: Exchange, now: float) -> None:
         mapping = exchange.mapping
-        if exchange.purpose in (Purpose.PROBE, Purpose.CREATE):
+        if exchange.purpose in (Purpose.PROBE, CREATE):
             self._on_address_failed(Reason.NO_ANSWER, now)  # which ends it, or takes it along to the next address
             return
         self._end(exchange)
@@ -827,7 +838,7 @@ class Keeper(Machine[TimerKey]):
     def _queue_renewal(self, mapping: Tracked) -> None:
         if not mapping.is_renewal_queued:
             mapping.is_renewal_queued = True
-            self._tasks.append((Purpose.RENEW, mapping))
+            self._tasks.append((RENEW, mapping))
 
     def _arm(self, mapping: Tracked) -> None:
         """Wake up for a held mapping at its next renewal, or at the end of its lease if there is none."""
@@ -945,7 +956,7 @@ class Keeper(Machine[TimerKey]):
         self._move(mapping, Input.RETRY)
         mapping.retry_at = None
         self._timers.cancel((Timer.RETRY, mapping))
-        self._tasks.append((Purpose.CREATE, mapping))
+        self._tasks.append((CREATE, mapping))
 
     def _release(self, mapping: Tracked, ending: MappingFailed | None) -> None:
         """Delete it at the gateway if it may be there; `ending` is the terminal event, else MappingReleased."""
@@ -1015,21 +1026,24 @@ class Keeper(Machine[TimerKey]):
     def _pump(self, now: float) -> None:
         """Start what waits, in order, as far as the dialect lets requests be under way."""
         self._speech.expire(now)
-        self._end_idle_questions()
-        self._ask_questions(now)
+        if self._exchanges.questions:
+            self._end_idle_questions()
+        if self._address_wanted or self._diagnosis is not None:
+            self._ask_questions(now)
         while self._tasks and (now >= self._hold_all_until or self._closing):
             purpose, mapping = task = self._tasks.popleft()
-            is_of_use = mapping.has_use_for(purpose, self._generation, now)
-            if is_of_use and self._has_to_wait(purpose, mapping, now):
-                self._put_off.append(task)
-                continue
-            dialect = self._dialect_for(purpose, mapping)
-            if is_of_use and not self._make_room(dialect):
-                self._tasks.appendleft(task)
-                break
-            if purpose is Purpose.RENEW:
+            dialect: Dialect | None = None
+            if mapping.has_use_for(purpose, self._generation, now):
+                if self._has_to_wait(purpose, mapping, now):
+                    self._put_off.append(task)
+                    continue
+                dialect = self._dialect_for(purpose, mapping)
+                if not self._has_room(dialect) and not self._make_room(dialect):
+                    self._tasks.appendleft(task)
+                    break
+            if mapping.is_renewal_queued and purpose is RENEW:
                 mapping.is_renewal_queued = False  # not before: what has to wait stays queued
-            if is_of_use:
+            if dialect is not None:
                 self._start_task(purpose, mapping, dialect, now)
         if self._closing and not self._mappings and not self._closed:
             self._closed = True
@@ -1049,10 +1063,10 @@ class Keeper(Machine[TimerKey]):
 
     def _ask_questions(self, now: float) -> None:
         """Start what is about no mapping, as far as there is room for it."""
-        waiting = self._diagnosis.waiting if self._diagnosis else []
-        for dialect in [each for each in waiting if self._make_room(each)]:
-            waiting.remove(dialect)
-            self._start(Purpose.DIAGNOSE, None, dialect, dialect.probe_request(), now)
+        if self._diagnosis is not None:
+            for dialect in [each for each in self._diagnosis.waiting if self._has_room(each) or self._make_room(each)]:
+                self._diagnosis.waiting.remove(dialect)
+                self._start(Purpose.DIAGNOSE, None, dialect, dialect.probe_request(), now)
         teller = self._speech.address_teller if self._address_wanted and not self._closing else None
         if teller is not None and self._has_room(teller):
             self._address_wanted = False
@@ -1061,16 +1075,15 @@ class Keeper(Machine[TimerKey]):
     def _has_to_wait(self, purpose: Purpose, mapping: Tracked, now: float) -> bool:
         """Whether a request must wait for the gateway to have room, for the delete of another mapping of the same port,
         or for the twin's answer."""
-        if purpose is Purpose.DELETE:
-            return False
-        is_taken = self._releasing.get(mapping.wish.target, mapping) is not mapping
-        if purpose is Purpose.CREATE and (is_taken or now < self._hold_new_until):
-            return True
+        if purpose is CREATE:
+            is_taken = self._releasing.get(mapping.wish.target, mapping) is not mapping
+            if is_taken or now < self._hold_new_until:
+                return True
         pair = mapping.pair
-        if pair is None:
+        if pair is None or purpose is Purpose.DELETE:
             return False
         udp = pair.udp
-        is_udp_next = udp.state is MappingState.REQUESTING and purpose is Purpose.CREATE
+        is_udp_next = udp.state is MappingState.REQUESTING and purpose is CREATE
         is_udp_next = is_udp_next or (udp.is_held and udp.generation < self._generation)
         return pair.twin(mapping).exchange is not None or (mapping is pair.tcp and is_udp_next)
 
@@ -1084,25 +1097,21 @@ class Keeper(Machine[TimerKey]):
         return self._speech.for_wish(mapping.wish)
 
     def _has_room(self, dialect: Dialect) -> bool:
-        under_way = sum(exchange.dialect is dialect for exchange in self._exchanges)
-        return under_way < (1 if dialect.serial else self._config.window)
+        return self._exchanges.in_version[dialect.version] < (1 if dialect.serial else self._config.window)
 
     def _make_room(self, dialect: Dialect) -> bool:
-        """Whether there is room; what is sent for ever and meets with silence gives its place up, and comes last."""
-        if self._has_room(dialect):
-            return True
-        creating = [each for each in self._exchanges if each.dialect is dialect and each.purpose is Purpose.CREATE]
-        tired = next((each for each in creating if each.attempts > dialect.patience), None)
+        """What is sent for ever and meets with silence gives its place up, and comes last. True: there is room now."""
+        tired = self._exchanges.tired(dialect)
         if tired is not None and tired.mapping is not None:
             self._end(tired)
             self._tasks.append((tired.purpose, tired.mapping))
-        return self._has_room(dialect)
+        return tired is not None and self._has_room(dialect)
 
     def _start_task(self, purpose: Purpose, mapping: Tracked, dialect: Dialect, now: float) -> None:
         wish = mapping.wish
-        if purpose is Purpose.CREATE and now < self._silent_until:
+        if purpose is CREATE and now < self._silent_until:
             self._refuse(mapping, self._silent_reason, None, self._silent_until)
-        elif mapping.is_errand and purpose is Purpose.CREATE and dialect.tells_address:
+        elif mapping.is_errand and purpose is CREATE and dialect.tells_address:
             self._drop(mapping)  # it speaks a protocol that has a question for it
             self._start(Purpose.ADDRESS, None, dialect, dialect.probe_request(), now)
         elif not dialect.supports(wish):
@@ -1119,27 +1128,21 @@ class Keeper(Machine[TimerKey]):
         else:
             if mapping.wish.until is not None:
                 left = max(1, math.ceil(mapping.wish.until - now))
-                wish = attrs.evolve(wish, lifetime=min(wish.lifetime, left))
+                if left < wish.lifetime:
+                    wish = attrs.evolve(wish, lifetime=left)
             mapping.maybe_there = True
-            if purpose is Purpose.RENEW:
+            if purpose is RENEW:
                 mapping.renewals = mapping.next_renewal
                 # The gap of the dialect in which it is asked, not of that in which it was granted.
                 mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
-                wish = attrs.evolve(mapping.granted, lifetime=wish.lifetime)
-            self._start(purpose, mapping, dialect, dialect.map_request(wish), now)
+                lifetime, wish = wish.lifetime, mapping.granted
+                wish = wish if wish.lifetime == lifetime else attrs.evolve(wish, lifetime=lifetime)
+            self._start(purpose, mapping, dialect, mapping.map_request(wish, dialect), now)
 
     def _start(self, purpose: Purpose, mapping: Tracked | None, dialect: Dialect, data: bytes, now: float) -> None:
-        limits = {
-            Purpose.RENEW: dialect.renewal_attempts,
-            Purpose.CONFIRM: dialect.patience,  # then anew, before the waits grow as long as the lease
-            Purpose.DELETE: self._config.delete_attempts if mapping and mapping.dialect is not None else 1,
-            Purpose.VACATE: self._config.delete_attempts,
-            Purpose.ADDRESS: dialect.probe_attempts,
-            Purpose.DIAGNOSE: dialect.probe_attempts,
-        }
-        limit = limits.get(purpose, dialect.attempts)
+        limit = limit_of(purpose, dialect, mapping, self._config.delete_attempts)
         exchange = Exchange(purpose=purpose, mapping=mapping, dialect=dialect, data=data, limit=limit)
-        self._exchanges[exchange] = None
+        self._exchanges.begin(exchange)
         if mapping is not None:
             mapping.exchange = exchange
         is_first = (
@@ -1157,14 +1160,14 @@ class Keeper(Machine[TimerKey]):
         exchange.attempts += 1
         exchange.sent_at = now
         exchange.wait = exchange.dialect.wait(exchange.attempts, exchange.wait or None)
-        self._send(exchange.data, self.gateway, exchange)
-        self._timers.set((Timer.RETRANSMIT, exchange), now + exchange.wait)
+        self._send(exchange.data, self._addresses[self._at], exchange)
+        self._timers.set(exchange, now + exchange.wait)
 
     def _end(self, exchange: Exchange | None) -> None:
         if exchange is None:
             return
-        self._exchanges.pop(exchange, None)
-        self._timers.cancel((Timer.RETRANSMIT, exchange))
+        self._exchanges.end(exchange)
+        self._timers.cancel(exchange)
         mapping = exchange.mapping
         if mapping is not None:
             mapping.exchange = None

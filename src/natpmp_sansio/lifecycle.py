@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 import math
 import typing
+from collections import Counter
 
 import attrs
 
 from .dialects import Dialect, MapAnswer
-from .events import Address, MappingFailed, MappingId
+from .events import Address, MappingChanged, MappingFailed, MappingGranted, MappingId, MappingRenewed
 from .wire import pcp
 from .wire.fields import Endpoint, IPAddress, Protocol, Value
 from .wishes import Wish
@@ -27,6 +28,12 @@ class MappingState(enum.Enum):
     REFUSED = "refused or lost; asked for again later"
     RELEASING = "being deleted"
 
+    __hash__ = object.__hash__  # in C: Enum's own is in Python, and these are the keys of every step
+
+
+# By themselves, for what is asked for each datagram: before Python 3.12 a class of enums is slow to look into.
+_HELD, _RELEASING = MappingState.HELD, MappingState.RELEASING
+
 
 class Input(enum.Enum):
     """What can happen to a mapping."""
@@ -38,6 +45,8 @@ class Input(enum.Enum):
     RETRY = "the wait is over"
     RELEASE = "it is wanted no more"
     END = "it can never work, or is gone"
+
+    __hash__ = object.__hash__
 
 
 TRANSITIONS: typing.Final[dict[tuple[MappingState, Input], MappingState | None]] = {
@@ -94,6 +103,8 @@ class Timer(enum.Enum):
     ADDRESS = "a grant has waited long enough for the external address"
     HOLD = "the gateway was out of resources and may have some again"
 
+    __hash__ = object.__hash__
+
 
 class Purpose(enum.Enum):
     """What a request is for."""
@@ -107,10 +118,31 @@ class Purpose(enum.Enum):
     PROBE = enum.auto()  # does the gateway speak this at all?
     DIAGNOSE = enum.auto()  # the same, because the caller wants to know
 
+    __hash__ = object.__hash__
 
+
+CREATE, RENEW = Purpose.CREATE, Purpose.RENEW  # by themselves, for the same reason
 ASKING = frozenset({Purpose.CREATE, Purpose.RENEW, Purpose.CONFIRM})
 """The purposes of a mapping that is still wanted."""
 DELETING = frozenset({Purpose.VACATE, Purpose.DELETE})
+_OF_HELD = frozenset({Purpose.RENEW, Purpose.CONFIRM})
+
+
+def limit_of(purpose: Purpose, dialect: Dialect, mapping: Tracked | None, delete_attempts: int) -> int | None:
+    """How often a request is sent before silence is its answer; None: for ever."""
+    match purpose:
+        case Purpose.CONFIRM:
+            return dialect.patience  # then anew, before the waits grow as long as the lease
+        case Purpose.RENEW:
+            return dialect.renewal_attempts
+        case Purpose.DELETE if mapping is None or mapping.dialect is None:
+            return 1  # it may not be there at all
+        case Purpose.DELETE | Purpose.VACATE:
+            return delete_attempts
+        case Purpose.ADDRESS | Purpose.DIAGNOSE:
+            return dialect.probe_attempts
+        case _:
+            return dialect.attempts
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
@@ -128,6 +160,42 @@ class Exchange:
     mismatches: int = 0  # successes that may be answers to an earlier request
 
 
+class UnderWay(dict[Exchange, None]):
+    """The requests under way, in the order in which they began. How many there are of which kind is counted, because
+    whatever comes in makes the client look for the next request that there is room for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = 0  # about no mapping
+        self.endless = 0  # sent until they are answered
+        self.in_version: Counter[int] = Counter()
+
+    def begin(self, exchange: Exchange) -> None:
+        self[exchange] = None
+        self.in_version[exchange.dialect.version] += 1
+        if exchange.mapping is None:
+            self.questions += 1
+        if exchange.limit is None:
+            self.endless += 1
+
+    def end(self, exchange: Exchange) -> None:
+        """Forget one, whether it is still under way or not."""
+        if exchange in self:
+            del self[exchange]
+            self.in_version[exchange.dialect.version] -= 1
+            if exchange.mapping is None:
+                self.questions -= 1
+            if exchange.limit is None:
+                self.endless -= 1
+
+    def tired(self, dialect: Dialect) -> Exchange | None:
+        """The first that would be sent for ever, and has met with silence."""
+        if not self.endless:
+            return None
+        creating = [each for each in self if each.dialect is dialect and each.purpose is Purpose.CREATE]
+        return next((each for each in creating if each.attempts > dialect.patience), None)
+
+
 @attrs.define(kw_only=True, eq=False, repr=False)
 class Tracked:
     """What the client remembers of one mapping."""
@@ -135,6 +203,7 @@ class Tracked:
     id: MappingId
     wish: Wish  # its `external` is what to suggest: the caller's wish at first, then what was granted
     is_errand: bool = False  # made by the client itself, to learn the external address; not the caller's
+    request: tuple[Wish, Dialect, bytes] | None = None  # the last one, as long as the next is likely to be the same
     pair: Pair | None = None
     state: MappingState | None = MappingState.REQUESTING  # None: it is over
     exchange: Exchange | None = None
@@ -163,7 +232,11 @@ class Tracked:
 
     @property
     def is_held(self) -> bool:
-        return self.state is MappingState.HELD
+        return self.state is _HELD
+
+    @property
+    def is_releasing(self) -> bool:
+        return self.state is _RELEASING
 
     @property
     def is_unsure(self) -> bool:
@@ -173,24 +246,29 @@ class Tracked:
     @property
     def granted(self) -> Wish:
         """The wish with what was granted, to renew or delete just that; the wish itself may suggest another by now."""
-        if self.external is None or not self.wish.has_ports:
+        if self.external in (None, self.wish.external) or not self.wish.has_ports:
             return self.wish
         return attrs.evolve(self.wish, external=self.external)
+
+    def map_request(self, wish: Wish, dialect: Dialect) -> bytes:
+        """The request for a wish. A renewal repeats the request before, which takes longer to make than to keep."""
+        if self.request is not None and self.request[0] is wish and self.request[1] is dialect:
+            return self.request[2]
+        data = dialect.map_request(wish)
+        self.request = (wish, dialect, data) if wish is self.wish else None
+        return data
 
     def has_use_for(self, purpose: Purpose, generation: int, now: float) -> bool:
         """Whether a queued task is still to be done; `generation` counts the gateway's losses of state."""
         if self.exchange is not None:
             return False
-        in_force = self.is_held and now < self.expires_at  # what is over may not have been told yet
-        match purpose:
-            case Purpose.CREATE | Purpose.VACATE:
-                return self.state is MappingState.REQUESTING
-            case Purpose.RENEW:
-                return in_force and self.renew_at is None and now >= self.hold_until
-            case Purpose.CONFIRM:
-                return in_force and self.generation < generation
-            case _:
-                return self.state is MappingState.RELEASING
+        if purpose in _OF_HELD:
+            if not self.is_held or now >= self.expires_at:  # what is over may not have been told yet
+                return False
+            if purpose is RENEW:
+                return self.renew_at is None and now >= self.hold_until
+            return self.generation < generation
+        return self.state is (MappingState.RELEASING if purpose is Purpose.DELETE else MappingState.REQUESTING)
 
     def plan_renewal(self, earliest: float) -> None:
         """`renew_at` is the next try that is not before `earliest`; None if the lease is over by then, or enough."""
@@ -207,14 +285,21 @@ class Tracked:
 
     def suggest(self, address: IPAddress | None, port: int) -> None:
         """Ask for this endpoint from now on."""
-        self.wish = attrs.evolve(self.wish, external=Endpoint(address, port))
+        self._suggest(Endpoint(address, port))
 
-    def assign(self, external: Endpoint) -> None:
+    def assign(self, address: IPAddress | None, port: int) -> None:
         """Note the endpoint that it has. It is also what is suggested from now on, unless the caller insists: who
         insists on a port alone shall have it at the next address, too (field notes)."""
-        self.external = external
+        known = self.external
+        if known is None or known.port != port or (known.address is not address and known.address != address):
+            known = self.external = Endpoint(address, port)
+        elif self.wish.external is known:
+            return  # as at each renewal
         if not self.wish.prefers_failure:
-            self.suggest(external.address, external.port if self.wish.has_ports else 0)
+            self._suggest(known if self.wish.has_ports else Endpoint(address, 0))
+
+    def _suggest(self, external: Endpoint) -> None:
+        self.wish, self.request = attrs.evolve(self.wish, external=external), None
 
     def knows(self, answer: MapAnswer, now: float) -> bool:
         """Whether a success that nobody waits for is a copy of one before: it says nothing new, or too much of a lease
@@ -234,6 +319,29 @@ class Tracked:
             "protocol": self.wish.protocol,
             "internal_port": self.wish.internal_port,
         }
+
+    def news(self, gateway: Address) -> MappingGranted | MappingChanged | MappingRenewed:
+        """What there is to be told of it, as it is held now; then it is told."""
+        assert self.external is not None
+        old, self.told, self.is_news = self.told, self.external, False
+        if old is not None and old != self.external:
+            return MappingChanged(
+                **self.about(gateway),
+                old=old,
+                new=self.external,
+                lifetime=self.lifetime,
+                expires_at=self.expires_at,
+            )
+        kind = MappingGranted if old is None else MappingRenewed
+        return kind(
+            gateway=gateway,
+            mapping=self.id,
+            protocol=self.wish.protocol,
+            internal_port=self.wish.internal_port,
+            external=self.external,
+            lifetime=self.lifetime,
+            expires_at=self.expires_at,
+        )
 
     def look(self) -> Mapping:
         assert self.state is not None

@@ -21,13 +21,16 @@ class TimerQueue(typing.Generic[K]):
         """Set or move the deadline of `key`."""
         self._serial += 1
         entry = (deadline, self._serial, key)
+        is_moved = key in self._entries
         self._entries[key] = entry
         heapq.heappush(self._heap, entry)
-        self._discard_stale()
+        if is_moved:
+            self._discard_stale()
 
     def cancel(self, key: K) -> None:
         """Forget `key`, whether it was set or not."""
-        if self._entries.pop(key, None):
+        entry = self._entries.pop(key, None)
+        if entry is not None and (entry is self._heap[0] or len(self._heap) > 2 * len(self._entries) + 64):
             self._discard_stale()
 
     def clear(self) -> None:
@@ -61,5 +64,8 @@ class TimerQueue(typing.Generic[K]):
         if len(heap) > 2 * len(entries) + 64:
             heap[:] = entries.values()
             heapq.heapify(heap)
-        while heap and entries.get(heap[0][2]) is not heap[0]:
+        while heap:
+            head = heap[0]
+            if entries.get(head[2]) is head:
+                break
             heapq.heappop(heap)

@@ -47,6 +47,8 @@ class Wish(Value):
     def target(self) -> Target:
         """What two mappings cannot have in common (RFC 6887 section 11.3): protocol, internal port, and where there
         are any, the remote peer, whose address it is if not ours, and the family outside if not the usual one."""
+        if not self.options and self.remote is None and self.family is None:
+            return (self.protocol, self.internal_port)
         whose = tuple(o for o in self.options if isinstance(o, pcp.ThirdParty | pcp.ThirdPartyId))
         extra = (self.remote, whose, self.family)
         return (self.protocol, self.internal_port, *(extra if any(extra) else ()))
@@ -64,7 +66,7 @@ class Wish(Value):
     @property
     def prefers_failure(self) -> bool:
         """Whether only just the suggested endpoint will do (RFC 6887 section 13.2)."""
-        return any(isinstance(option, pcp.PreferFailure) for option in self.options)
+        return bool(self.options) and any(isinstance(option, pcp.PreferFailure) for option in self.options)
 
     def is_met_by(self, external: Endpoint) -> bool:
         """Whether an assigned endpoint is one that was asked for."""

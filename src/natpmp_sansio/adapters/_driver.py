@@ -56,7 +56,8 @@ class Driver(typing.Generic[C]):
         self.closed = False
         self._unclaimed = unclaimed
         self._waits: dict[Wait[typing.Any], None] = {}
-        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        # No WeakSet: to go through one takes longer than to hand on an event.
+        self._subscriptions: list[weakref.ref[Subscription]] = []
         self.standing: list[Event] = []
         self._ends: list[Callable[[], object]] = []
         self._lingers_until = math.inf
@@ -111,9 +112,10 @@ class Driver(typing.Generic[C]):
 
     def take_sends(self) -> Iterator[SendDatagram]:
         """What is to be sent now, one by one. Events go to their subscribers on the way."""
-        for output in self.core.outputs():
+        is_logged = datagrams_log.isEnabledFor(logging.DEBUG)
+        while (output := self.core.poll()) is not None:
             if isinstance(output, SendDatagram):
-                if datagrams_log.isEnabledFor(logging.DEBUG):
+                if is_logged:
                     datagrams_log.debug("to %s: %s", output.addr[0], describe(output.data))
                 yield output
             else:
@@ -126,8 +128,10 @@ class Driver(typing.Generic[C]):
         for wait in list(self._waits):
             if wait.see(event):
                 self._finish(wait)
-        for subscription in list(self._subscriptions):
-            subscription.add(event)
+        for reference in list(self._subscriptions):
+            subscription = reference()
+            if subscription is not None:
+                subscription.add(event)
         if isinstance(event, Closed) and isinstance(self.core, Client):  # the others of a Multiplexer go on
             self.end()
 
@@ -150,15 +154,17 @@ class Driver(typing.Generic[C]):
             self._ends.pop()()
         for wait in list(self._waits):
             self._finish(wait)
-        for subscription in list(self._subscriptions):
-            subscription.wake()
+        for reference in list(self._subscriptions):
+            subscription = reference()
+            if subscription is not None:
+                subscription.wake()
 
     # --- those who wait
 
     def subscribe(self) -> Subscription:
         """Somebody's queue of events, from now on. Forgotten when nobody holds it."""
         subscription = Subscription(self.standing)
-        self._subscriptions.add(subscription)
+        self._subscriptions.append(weakref.ref(subscription, self._subscriptions.remove))
         return subscription
 
     def begin(self, wait: Wait[T]) -> Wait[T]:

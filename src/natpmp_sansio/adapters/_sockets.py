@@ -126,17 +126,20 @@ def open_announcement_socket(local: Address) -> socket.socket:
     return sock
 
 
-def receive(sock: socket.socket) -> tuple[bytes | None, Address] | None:
+def receive(sock: socket.socket, *, errors: bool = True) -> tuple[bytes | None, Address] | None:
     """The next datagram and its sender, or None when there is none now. Works on every socket, and never raises.
 
     `(None, address)` is an ICMP error: what was sent to `address` has not arrived. Errors that name nobody are left
-    out: on a socket that others use too they may be anybody's.
+    out: on a socket that others use too they may be anybody's. Without `errors` they are not looked for where nothing
+    else is there: they keep the socket readable until the next time.
     """
     for _ in range(_ERRORS_IN_A_ROW):
         try:
             return sock.recvfrom(_MAX_DATAGRAM)
         except OSError as error:
             code = error.errno
+        if code in _NOTHING and not errors:
+            return None
         unreachable = _read_error_queue(sock) or (_peer(sock) if code in _UNREACHABLE else None)
         if unreachable is not None:
             return None, unreachable

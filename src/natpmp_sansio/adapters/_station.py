@@ -126,20 +126,25 @@ class Station(typing.Generic[C]):
         """When `pump` is to be called."""
         if self.driver.closed:
             return None
-        deadlines = [each for each in (self.driver.deadline(), self._look_at) if each is not None]
-        return None if min(deadlines) == math.inf else min(deadlines)
+        deadline = self.driver.deadline()
+        if deadline is None or self._look_at < deadline:
+            return None if self._look_at == math.inf else self._look_at
+        return deadline
 
     def read(self, sock: socket.socket) -> None:
         """Take in what has arrived on a socket, and do what follows."""
+        arrived: tuple[bytes | None, Address] | None = None
+        is_shared = sock is self._sock
         for _ in range(_READS):
-            arrived = None if self._is_shut else _sockets.receive(sock)
+            # The errors, if it is nothing else that has come: to look for them takes as long as to read a datagram.
+            arrived = None if self._is_shut else _sockets.receive(sock, errors=arrived is None)
             if arrived is None:
                 break
             data, addr = arrived
             if data is None:
                 self.driver.unreachable(addr, self.runtime.now())
             else:
-                self.receive(data, addr, sock)
+                self.driver.receive(data, addr, self.runtime.now(), is_shared=is_shared)
         self.pump()
 
     def receive(self, data: bytes, addr: Address, sock: socket.socket) -> None:

@@ -62,6 +62,8 @@ class _Asyncio:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
+        self._rings_at = -math.inf
+        self._deadline = math.inf
         self._readers: dict[socket.socket, asyncio.Task[None]] = {}
         self.now = self._loop.time
 
@@ -84,13 +86,29 @@ class _Asyncio:
 
     def rearm(self, station: Station[typing.Any], deadline: float | None) -> None:
         if self._alarm is not None:
+            if deadline is not None and self._rings_at <= deadline:
+                self._deadline = deadline
+                return  # it is set anew when it rings: with each answer would take longer than to read one
             self._alarm.cancel()
-        self._alarm = None if deadline is None else self._loop.call_at(deadline, station.alarm)
+            self._alarm = None
+        if deadline is not None:
+            self._rings_at = self._deadline = deadline
+            self._alarm = self._loop.call_at(deadline, self._ring, station)
+
+    def _ring(self, station: Station[typing.Any]) -> None:
+        self._alarm = None
+        if self._rings_at < self._deadline:
+            self.rearm(station, self._deadline)
+        else:
+            station.alarm()
 
     @staticmethod
     async def wait(signal: Signal, timeout: float) -> None:
+        if timeout == math.inf:
+            await signal.wait()
+            return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if timeout == math.inf else timeout):
+            async with asyncio.timeout(timeout):
                 await signal.wait()
 
     @staticmethod

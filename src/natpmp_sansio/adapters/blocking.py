@@ -48,9 +48,9 @@ class Driven(typing.Generic[C]):
     def wait(self, timeout: float = math.inf) -> None:
         """Wait until something is to be done, `timeout` seconds at most, and do it."""
         self._station.now()
-        if (remaining := self._until_deadline()) > 0:
-            self._selector.select(min(timeout, remaining))
-        self._station.pump()
+        remaining = self._until_deadline()
+        if remaining <= 0 or not self._selector.select(min(timeout, remaining)):  # what is read is pumped already
+            self._station.pump()
 
     def timeout(self) -> float | None:
         """Seconds until `process` wants to be called; None: only when there is something to read."""
@@ -273,10 +273,12 @@ class _Selector:
     def rearm(self, station: Station[typing.Any], deadline: float | None) -> None:
         """Whoever waits asks for the deadline each time."""
 
-    def select(self, timeout: float) -> None:
-        """Wait for something to read, and have it read."""
-        for key, _ in self._selector.select(None if timeout == math.inf else timeout):
+    def select(self, timeout: float) -> bool:
+        """Wait for something to read, have it read, and have done what follows. False: there was nothing."""
+        ready = self._selector.select(None if timeout == math.inf else timeout)
+        for key, _ in ready:
             key.data(key.fileobj)
+        return bool(ready)
 
     def fileno(self) -> int:
         if sys.platform == "win32":

@@ -37,10 +37,10 @@ def is_response(data: bytes) -> bool:
     """
     if len(data) < 2:
         return False
+    if data[1] & 0x80 and data[0] in (natpmp.VERSION, pcp.VERSION):
+        return True
     version_error = bytes(data[2:4]) == b"\0\1" if data[0] == 0 else len(data) >= 4 and data[3] == 1
-    if data[1] & 0x80:
-        return data[0] in (natpmp.VERSION, pcp.VERSION) or version_error
-    return data[0] == natpmp.VERSION and data[1] == 0 and version_error
+    return version_error and (data[1] & 0x80 != 0 or (data[0] == natpmp.VERSION and data[1] == 0))
 
 
 def describe(data: bytes) -> str:

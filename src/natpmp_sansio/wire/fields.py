@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 import typing
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -32,10 +33,15 @@ class Value:
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return self._compared() == other._compared() if type(other) is type(self) else NotImplemented
+        if self is other:
+            return True
+        if type(other) is not type(self):
+            return NotImplemented
+        compared = _COMPARED[type(self)]
+        return compared(self) == compared(other)
 
     def __hash__(self) -> int:
-        return hash((type(self), *self._compared()))
+        return hash((type(self), *_COMPARED[type(self)](self)))
 
     def __repr__(self) -> str:
         shown = []
@@ -45,8 +51,18 @@ class Value:
                 shown.append(f"{field.name}={show(getattr(self, field.name))}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def _compared(self) -> list[object]:
-        return [getattr(self, field.name) for field in _fields_of(self) if field.eq]
+
+class _Compared(dict[type[Value], Callable[[Value], tuple[object, ...]]]):
+    """What gets the fields to compare of a value, by its class: asked for once, because attrs takes long to tell."""
+
+    def __missing__(self, cls: type[Value]) -> Callable[[Value], tuple[object, ...]]:
+        names = [field.name for field in attrs.fields(cls) if field.eq]  # type: ignore[arg-type]
+        get: typing.Any = operator.attrgetter(*names) if names else lambda value: ()
+        self[cls] = get if len(names) != 1 else lambda value: (get(value),)
+        return self[cls]
+
+
+_COMPARED = _Compared()
 
 
 def _fields_of(value: Value) -> tuple[attrs.Attribute[typing.Any], ...]:
@@ -114,9 +130,13 @@ def pack_address(address: IPAddress) -> bytes:
 
 def unpack_address(octets: bytes) -> IPAddress:
     """The address in 16 octets; IPv4 only when all 96 leading bits say so (RFC 6887 section 5)."""
-    if octets[:12] == _MAPPED:
-        return IPv4Address(octets[12:])
-    return IPv6Address(octets)
+    address = _unpacked.get(octets)
+    if address is None:
+        if len(_unpacked) == _MOST_UNPACKED:
+            _unpacked.clear()
+        is_ipv4 = octets[:12] == _MAPPED
+        address = _unpacked[octets] = IPv4Address(octets[12:]) if is_ipv4 else IPv6Address(octets)
+    return address
 
 
 def to_address(value: IPAddress | str) -> IPAddress:
@@ -253,6 +273,9 @@ def _refused(instance: object, attribute: attrs.Attribute[typing.Any], text: str
 
 
 _MAPPED = bytes(10) + b"\xff\xff"
+# A gateway has one external address, which stands in all that it says: one object is soon found, and soon compared.
+_unpacked: dict[bytes, IPAddress] = {}
+_MOST_UNPACKED = 64
 _ANY_V4 = IPv4Address(0)
 _PACKED_ANY_V4 = _MAPPED + bytes(4)
 _ANY_V6 = IPv6Address(0)

@@ -260,6 +260,11 @@ def decode(data: bytes) -> Message:
     return _decode_request(data, size, data[1])
 
 
+def pack_map_request(protocol: Protocol | int, internal_port: int, port: int, lifetime: int) -> bytes:
+    """The octets of a MapRequest, for those whose fields have been checked before."""
+    return _MAP_REQUEST.pack(0, _OPCODES[protocol], internal_port, port, lifetime)
+
+
 def _decode_request(data: bytes, size: int, opcode: int) -> Request:
     if opcode == 0:
         question = ExternalAddressRequest()
@@ -309,8 +314,8 @@ def _failure(result_code: ResultCode) -> str:
     return "" if result_code == 0 else f"{result_code.name} ({result_code.meaning})"
 
 
-_OPCODES = {Protocol.UDP: 1, Protocol.TCP: 2}  # section 3.3, the reverse of what many expect
-_PROTOCOLS = {opcode: protocol for protocol, opcode in _OPCODES.items()}
+_OPCODES: dict[int, int] = {Protocol.UDP: 1, Protocol.TCP: 2}  # section 3.3, the reverse of what many expect
+_PROTOCOLS = {opcode: Protocol(protocol) for protocol, opcode in _OPCODES.items()}
 _RESULT_CODES = CodeTable(ResultCode)
 _MAP_RESPONSE_PROTOCOLS = [_PROTOCOLS.get(opcode - 0x80) for opcode in range(256)]
 _SUCCESS = ResultCode.SUCCESS

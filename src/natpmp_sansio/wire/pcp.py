@@ -265,18 +265,16 @@ class MapRequest(Value):
     def encode(self) -> bytes:
         if self.received is not None:
             return self.received
-        fixed = _MAP_REQUEST.pack(
-            VERSION,
-            MAP,
-            self.lifetime,
+        return pack_map_request(
             pack_address(self.client_address),
             self.nonce,
             self.protocol,
             self.internal_port,
             self.suggested_external_port,
-            pack_address(self.suggested_external_address),
+            self.suggested_external_address,
+            self.lifetime,
+            self.options,
         )
-        return fixed + encode_options(self.options) if self.options else fixed
 
     def describe(self) -> str:
         what = f"{protocol_name(self.protocol)} {self.internal_port or 'all ports'}"
@@ -589,6 +587,8 @@ def decode(data: bytes) -> Message:
     size = len(data)
     if size < 2:
         raise DecodeError("too short for a PCP header", size)
+    if size == SIZES[MAP] and data[1] == 0x80 | MAP and data[0] == VERSION:  # most of all that comes in
+        return _decode_map_response(data, size)
     if data[1] >= 0x80:
         return _decode_response(data, size)
     decode_header(data)
@@ -711,6 +711,26 @@ def error_reply(request: bytes, code: ResultCode, lifetime: int, epoch: int) -> 
     reserved = copy[12:24] if unread else bytes(12)  # section 7.2
     header = bytes((VERSION, 0x80 | copy[1], 0, code)) + lifetime.to_bytes(4) + epoch.to_bytes(4)
     return header + reserved + copy[24:]
+
+
+# --- to octets
+
+
+def pack_map_request(
+    client: bytes,
+    nonce: bytes,
+    protocol: Protocol | int,
+    internal_port: int,
+    port: int,
+    address: IPAddress,
+    lifetime: int,
+    options: tuple[Option, ...],
+) -> bytes:
+    """The octets of a MapRequest, for those whose fields have been checked before; `client` is packed already."""
+    fixed = _MAP_REQUEST.pack(
+        VERSION, MAP, lifetime, client, nonce, protocol, internal_port, port, pack_address(address)
+    )
+    return fixed + encode_options(options) if options else fixed
 
 
 # --- from octets
