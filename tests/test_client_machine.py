@@ -457,7 +457,9 @@ class Watched:
             epoch = self.edge(0 if "NAT-PMP" in kind else 2, epoch)
         data = forged(kind, dice, self.local, known or [(TCP, 80, None)], epoch, gateway.external_address)
         source = dice.choice(self.world.strangers(self.server)) if kind == "stranger" else self.server
-        if not self.is_harmless(kind):
+        message = read(data)
+        is_error = message is not None and is_version_error(message)  # noise may be anything
+        if not self.is_harmless("version error" if is_error else kind):
             return
         before = (*look(self.prompt), self.prompt.next_timeout(), len(self.queue))
         claimed = self.world.sim.inject(self, data, source)

@@ -460,6 +460,15 @@ def test_what_waits_to_be_confirmed_while_recoveries_meet_with_silence_is_queued
     assert min(asked.values()) > 0.9 * max(asked.values())
 
 
+def test_a_probe_that_takes_the_place_of_a_request_asks_both_questions_at_once() -> None:
+    """The second was asked when the next datagram came, whatever it was."""
+    client = make_client(window=1)
+    client.map_port(TCP, 80, 0.0)
+    silence(client, 90.0)
+    client.probe(90.0)
+    assert [data[:2] for data in drain(client)[0]] == [b"\2\0", b"\0\0"]
+
+
 # --- what a caller says
 
 

@@ -1064,9 +1064,11 @@ class Keeper(Machine[TimerKey]):
     def _ask_questions(self, now: float) -> None:
         """Start what is about no mapping, as far as there is room for it."""
         if self._diagnosis is not None:
-            for dialect in [each for each in self._diagnosis.waiting if self._has_room(each) or self._make_room(each)]:
-                self._diagnosis.waiting.remove(dialect)
-                self._start(Purpose.DIAGNOSE, None, dialect, dialect.probe_request(), now)
+            for dialect in tuple(self._diagnosis.waiting):
+                if self._has_room(dialect) or self._make_room(dialect):
+                    self._diagnosis.waiting.remove(dialect)
+                    self._start(Purpose.DIAGNOSE, None, dialect, dialect.probe_request(), now)
+                    self._end_idle_questions()  # what has given its place up may have left one
         teller = self._speech.address_teller if self._address_wanted and not self._closing else None
         if teller is not None and self._has_room(teller):
             self._address_wanted = False
