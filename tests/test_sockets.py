@@ -238,6 +238,9 @@ def test_elsewhere_the_system_says_what_it_would_send_from(monkeypatch: pytest.M
     asked: list[tuple[object, ...]] = []
 
     class Probe:
+        def __init__(self, family: socket.AddressFamily, kind: object) -> None:
+            self.family = family
+
         def __enter__(self) -> typing.Self:
             return self
 
@@ -253,7 +256,7 @@ def test_elsewhere_the_system_says_what_it_would_send_from(monkeypatch: pytest.M
         def getsockname(self) -> tuple[str, int]:
             return (chosen[0], 1)
 
-    monkeypatch.setattr(socket, "socket", lambda *_: Probe())
+    monkeypatch.setattr(socket, "socket", Probe)
     monkeypatch.setattr(sys, "platform", "darwin")
     gateway = ("fe80::1", 5351, 0, 4)
     assert _sockets.source_address(gateway) == "2001:db8::2"
@@ -261,6 +264,12 @@ def test_elsewhere_the_system_says_what_it_would_send_from(monkeypatch: pytest.M
     chosen.pop(0)
     assert _sockets.source_address(gateway) == "fe80::7"
     assert asked[-1] == gateway
+    asked.clear()
+    assert _sockets.source_address(("192.168.1.1", 5351), "lo") == "fe80::7"
+    monkeypatch.setattr(sys, "platform", "win32")
+    _sockets.source_address(("192.168.1.1", 5351), "lo")
+    index = socket.if_nametoindex("lo")
+    assert asked[::2] == [(socket.IPPROTO_IP, 25, index), (socket.IPPROTO_IP, 31, socket.htonl(index))]
 
 
 # --- announcements
