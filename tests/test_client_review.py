@@ -469,6 +469,21 @@ def test_a_probe_that_takes_the_place_of_a_request_asks_both_questions_at_once()
     assert [data[:2] for data in drain(client)[0]] == [b"\2\0", b"\0\0"]
 
 
+def test_what_is_granted_after_a_refusal_without_being_asked_for_is_deleted_in_the_end() -> None:
+    """A Mapping Update after NETWORK_FAILURE: the mapping was left behind at the gateway."""
+    client = make_client((2,))
+    mapping = client.map_port(TCP, 80, 0.0)
+    (request,), _ = drain(client)
+    client.receive_datagram(refusal(request), SERVER, 0.0)
+    client.receive_datagram(answer(request), SERVER, 1.0)
+    assert state_of(client, mapping) is MappingState.HELD
+    drain(client)
+    client.unmap(mapping, 2.0)
+    (delete,), told = drain(client)
+    assert decode(delete).lifetime == 0  # type: ignore[union-attr]
+    assert told == []
+
+
 # --- what a caller says
 
 

@@ -343,7 +343,7 @@ class Keeper(Machine[TimerKey]):
             mapping.retry_at = None
             self._timers.cancel((Timer.RETRY, mapping))
         mapping.renewals, mapping.hold_until = 0, -math.inf
-        mapping.is_renewal_open, mapping.useless = False, 0
+        mapping.is_renewal_open, mapping.useless, mapping.maybe_there = False, 0, True
         self._schedule_renewal(mapping, now)
         self._learn_prefixes(answer.options)
         mapping.follows_gateway = answer.external_address is None
