@@ -615,7 +615,7 @@ class Watched:
         self.epochs[version] = [(epoch, now)]
         if not is_certain:
             self.verdicts.add(False)
-            self.epochs[version] += seen[:4]
+            self.epochs[version] += [*seen[:8], seen[-1]]  # the last is certain
         if True in self.verdicts:
             self.stir()
         if self.verdicts == {True}:
