@@ -125,12 +125,12 @@ class Driver(typing.Generic[C]):
         """Hand an event to everybody who wants it."""
         if events_log.isEnabledFor(logging.DEBUG):
             events_log.debug("%r", event)
-        for wait in list(self._waits):
-            if wait.see(event):
-                self._finish(wait)
-        for reference in list(self._subscriptions):
-            subscription = reference()
-            if subscription is not None:
+        if self._waits:
+            for wait in list(self._waits):
+                if wait.see(event):
+                    self._finish(wait)
+        for reference in tuple(self._subscriptions):
+            if (subscription := reference()) is not None:
                 subscription.add(event)
         if isinstance(event, Closed) and isinstance(self.core, Client):  # the others of a Multiplexer go on
             self.end()
@@ -190,12 +190,14 @@ class Subscription:
         self._is_overflowing = False
 
     def add(self, event: Event) -> None:
-        is_full = len(self.queue) == _MAX_EVENTS
-        if is_full and not self._is_overflowing:
+        if len(self.queue) < _MAX_EVENTS:
+            self._is_overflowing = False
+        elif not self._is_overflowing:
+            self._is_overflowing = True
             events_log.warning("events are not read in time, and are forgotten from %r on", self.queue[0])
-        self._is_overflowing = is_full
         self.queue.append(event)
-        self.wake()
+        if self.readers:
+            self.wake()
 
     def wake(self) -> None:
         """Each reader once; who waits on says so again."""

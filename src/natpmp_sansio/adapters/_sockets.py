@@ -153,16 +153,12 @@ def send(sock: socket.socket, data: bytes, address: Address) -> bool:
 
     What does not go out for another reason is as good as lost: the protocol sends again.
     """
-    is_connected = sys.platform != "linux" and _same(_peer(sock), address)
+    if sys.platform != "linux" and _same(_peer(sock), address):
+        return _send_connected(sock, data)
     for _ in range(2):  # the first try may come back with the error of an earlier datagram
         try:
-            if is_connected:  # some systems take no address then
-                sock.send(data)
-            else:
-                sock.sendto(data, address)
+            sock.sendto(data, address)
         except OSError as error:
-            if is_connected and error.errno in _UNREACHABLE:
-                return False
             _log.debug("not sent to %s: %s", address[0], error)
         else:
             break
@@ -264,6 +260,16 @@ def _read_error_queue(sock: socket.socket) -> Address | None:
                 (code,) = _ERROR.unpack_from(data)
                 if code in _UNREACHABLE:
                     return typing.cast("Address", address)
+
+
+def _send_connected(sock: socket.socket, data: bytes) -> bool:
+    """The same where a connected socket takes no address, and is told of errors."""
+    try:
+        sock.send(data)
+    except OSError as error:
+        _log.debug("not sent: %s", error)
+        return error.errno not in _UNREACHABLE
+    return True
 
 
 def _peer(sock: socket.socket) -> Address | None:
