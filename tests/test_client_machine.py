@@ -1,7 +1,7 @@
 """The life of clients as a state machine: whatever networks, gateways and an attacker do, in whatever order.
 
-`Watched` is a client on the wire with its twin (equal seeds and inputs, but woken too often and drained late): what goes
-in and comes out is held against the model in client_model.py. `World` is the LAN with its gateways; `Life` lets
+`Watched` is a client on the wire with its twin (equal seeds and inputs, but woken too often and drained late): what
+goes in and comes out is held against the model in client_model.py. `World` is the LAN with its gateways; `Life` lets
 Hypothesis choose what happens to it. For a longer look, with figures:
 CLIENT_EXAMPLES=10000 python -m pytest -s tests/test_client_machine.py
 """
