@@ -615,7 +615,7 @@ class Watched:
         self.epochs[version] = [(epoch, now)]
         if not is_certain:
             self.verdicts.add(False)
-            self.epochs[version] += [*seen[:8], seen[-1]]  # the last is certain
+            self.epochs[version] += seen
         if True in self.verdicts:
             self.stir()
         if self.verdicts == {True}:
