@@ -102,6 +102,9 @@ def test_what_happens_at_once_is_not_waited_for() -> None:
 def test_addresses_are_numeric() -> None:
     assert _sockets.gateway_address("192.168.1.1") == ("192.168.1.1", 5351)
     assert _sockets.gateway_address("fe80::1%lo") == ("fe80::1", 5351, 0, 1)
+    assert _sockets.gateway_address("192.168.1.1:4000") == ("192.168.1.1", 4000)
+    assert _sockets.gateway_address("[fe80::1%lo]:4000") == ("fe80::1", 4000, 0, 1)
+    assert _sockets.gateway_address("fe80::1") == ("fe80::1", 5351, 0, 0)
     with pytest.raises(LocalProtocolError, match="'router' is not an IP address"), open_client("router"):
         pass
 

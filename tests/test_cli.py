@@ -141,7 +141,7 @@ def test_no_gateway_gets_one_sentence_and_status_1(
 def test_no_route_gets_one_sentence_and_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def no_route(gateway: object) -> str:
+    def no_route(*_: object) -> str:
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr("natpmp_sansio.adapters._sockets.source_address", no_route)

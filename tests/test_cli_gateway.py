@@ -199,7 +199,7 @@ def test_wrong_use_gets_one_sentence_and_status_2(
 ) -> None:
     refuse_sockets(monkeypatch, errno.EADDRINUSE)  # it must not come so far
     assert cli.run(["gateway", *arguments.split()]) == 2
-    assert capsys.readouterr() == ("", f"natpmp: {sentence} (see natpmp --help)\n")
+    assert capsys.readouterr() == ("", f"natpmp: {sentence} (see natpmp gateway --help)\n")
 
 
 def test_an_address_that_is_none_gets_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,8 @@ def run(arguments: list[str]) -> int:
         _err.print(error.format_message())
         return 2
     except click.UsageError as error:
-        return _complain(f"{error.format_message().rstrip('.')} (see natpmp --help)", 2)
+        command = error.ctx.command_path if error.ctx else "natpmp"
+        return _complain(f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
     except MappingError as error:
         reason = getattr(error.event, "reason", Reason.OTHER)
         return _complain(f"{error}; {_ADVICE.get(reason, _ADVICE[Reason.OTHER])}.", 1)
@@ -306,8 +307,13 @@ def gateway_command(
             events = driven.events()
             gateway.reboot(time.monotonic())  # it has just been switched on, and announces that
             _show_ready(where, pool, as_json=as_json)
-            for event in events:
-                show(event)
+            try:
+                for event in events:
+                    show(event)
+            finally:  # what has come by now was served, too
+                driven.process()
+                for event in events.pending():
+                    show(event)
 
 
 def _open_server_socket(host: str, port: int) -> socket.socket:
@@ -530,16 +536,18 @@ def _datagrams_shown(console: Console | None) -> Iterator[None]:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, so that the mapping is released."""
+    """SIGTERM, or that the terminal is closed, ends the command as Ctrl-C does, so that the mapping is released."""
 
     def interrupt(*_: object) -> typing.NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.signal(each, interrupt) for each in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
 
 
 def _complain(text: str, status: int) -> int:
@@ -548,7 +556,10 @@ def _complain(text: str, status: int) -> int:
 
 
 _ADVICE = {
-    Reason.NOT_AUTHORIZED: "allow port mapping for this host in the router's settings",
+    Reason.NOT_AUTHORIZED: (
+        "allow port mapping for this host in the router's settings; or an earlier run that was killed still holds the "
+        "port, until its lease is over"
+    ),
     Reason.NETWORK_FAILURE: "check the router's own connection; behind another router, that one must forward too",
     Reason.NO_RESOURCES: "try again later, or with another port",
     Reason.NO_ANSWER: "check its address, and that NAT-PMP or PCP is switched on in its settings",

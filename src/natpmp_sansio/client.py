@@ -12,7 +12,7 @@ import attrs
 
 from . import snapshots
 from .config import Config
-from .core import checked_addresses, peers_of
+from .core import checked_addresses, checked_local, peers_of
 from .diagnosis import Diagnosis
 from .errors import LocalProtocolError
 from .events import Address, MappingFailed, MappingId, Reason
@@ -339,8 +339,8 @@ class Client(Keeper):
         MappingFailed for what is the same as another mapping there, because it differed in the family outside alone.
         Raises: LocalProtocolError, before anything has changed: an address is none.
         """
-        local = self._local if local_address is None else to_address(local_address)
         addresses = self._addresses if gateway is None else checked_addresses(gateway)
+        local = self._local if local_address is None else checked_local(local_address)
         speech = Speech(local, self._config, self._jitter)
         now = self._advance(now)
         if self._closing:

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from .errors import LocalProtocolError
 from .events import Address, Event, Output, SendDatagram
 from .timers import TimerQueue
-from .wire.fields import IPAddress, pack_address, unpack_address
+from .wire.fields import IPAddress, pack_address, to_address, unpack_address
 
 
 class Core(typing.Protocol):
@@ -99,6 +99,18 @@ def checked_addresses(gateway: Address | Sequence[Address]) -> tuple[Address, ..
 
 def peers_of(addresses: tuple[Address, ...]) -> tuple[PeerKey, ...]:
     return tuple(checked_peer(address, "gateway") for address in addresses)
+
+
+def checked_local(local: str | IPAddress) -> IPAddress:
+    """The local address that our caller gave.
+
+    Raises:
+        LocalProtocolError: it is none.
+    """
+    address = to_address(local)
+    if address.is_unspecified:
+        raise LocalProtocolError(f"local_address must be the one that requests come from, not {local!s}")
+    return address
 
 
 def same_host(a: PeerKey, b: PeerKey) -> bool:

@@ -46,7 +46,7 @@ class Reason(enum.Enum):
         "the gateway's port is closed: it does not speak NAT-PMP or PCP, has it switched off for us, or is not up yet"
     )
     NEEDS_PCP = "the gateway speaks only NAT-PMP, and what was asked for needs PCP"
-    EXPIRED = "the lease ran out before the gateway renewed it"
+    EXPIRED = "the lease ran out before it was renewed"
     DEADLINE = "its own deadline has passed"
     NETWORK_CHANGED = "this host has another address or gateway now, and it could not be had again there so far"
     DOUBLE_NAT = "the gateway's external address is a private one: there is another NAT behind it"

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from .config import Config
-from .core import Machine, PeerKey, checked_addresses, peer_key, peers_of, same_host
+from .core import Machine, PeerKey, checked_addresses, checked_local, peer_key, peers_of, same_host
 from .diagnosis import Diagnosis, reason_of
 from .dialects import (
     AddressAnswer,
@@ -71,7 +71,7 @@ from .retransmission import MIN_RENEWAL_GAP, recovery_delay
 from .speech import Speech
 from .stats import Oddity, Rejected
 from .wire import Message, is_response, pcp
-from .wire.fields import IPAddress, any_address, to_address
+from .wire.fields import IPAddress, any_address
 from .wishes import Target
 
 TimerKey = tuple[Timer, Tracked | None] | Exchange  # an exchange waits for one thing alone: to be sent again
@@ -97,7 +97,7 @@ class Keeper(Machine[TimerKey]):
         self._at = 0  # which of them is in use
         self._tried = 1  # how many of them, since the last answer
         self._unanswered = 0  # renewals in a row, at this address
-        self._local = to_address(local_address)
+        self._local = checked_local(local_address)
         self._jitter = rng or random.Random()  # which need not be a secret: the system's takes as long as a datagram
         self._speech = Speech(self._local, self._config, self._jitter)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import heapq
 import math
 import random
+import typing
 from collections.abc import Callable, Iterable
 
 import attrs
 
-from .core import HostCore, PeerKey, checked_peer, peer_key
+from .core import Core, HostCore, PeerKey, checked_peer, peer_key
 from .drawing import Diagram
 from .errors import LocalProtocolError
 from .events import Address, Event, SendDatagram
@@ -137,11 +138,13 @@ class Simulation:
 
     # --- hosts and what lies between them
 
-    def add(self, core: HostCore, *, address: Address | None = None, clock: Clock | None = None) -> None:
+    def add(self, core: Core, *, address: Address | None = None, clock: Clock | None = None) -> None:
         """One more host, from now on; at another address than its core says, if there is a reason."""
         if id(core) in self._host_by_core:
             raise LocalProtocolError(f"{core!r} is in this simulation already")
-        where = address or core.bind_address
+        if address is None and not hasattr(core, "bind_address"):
+            raise LocalProtocolError("this core has no address of its own: add(core, address=...)")
+        where = address or typing.cast("HostCore", core).bind_address
         if where[1] == 0:
             ports = (49152 + (len(self._hosts) + step) % 16384 for step in range(16384))
             free = (here for port in ports if peer_key(here := _with_port(where, port)) not in self._hosts)
@@ -180,21 +183,21 @@ class Simulation:
             self._records.append(Moved(at=self.now, host=new, what=f"was {show_address(old)}", old=old))
             host.homes.append((len(self._records), new))
 
-    def address_of(self, core: HostCore) -> Address:
+    def address_of(self, core: Core) -> Address:
         """Where a core lives."""
         return self._host_of(core).address
 
-    def now_of(self, core: HostCore) -> float:
+    def now_of(self, core: Core) -> float:
         """What a host's own clock shows now."""
         return self._host_of(core).read(self.now)
 
-    def connect(self, source: HostCore, target: HostCore, link: Link) -> None:
+    def connect(self, source: Core, target: Core, link: Link) -> None:
         """Set how datagrams travel from `source` to `target`, from now on. What is under way is not concerned."""
         path = self._path(self._host_of(source), self._host_of(target))
         path.link = link
         path.latest = 0.0
 
-    def partition(self, *cores: HostCore) -> None:
+    def partition(self, *cores: Core) -> None:
         """Cut these hosts off: they reach each other, but nobody else. What is under way arrives."""
         side = object()
         for host in [self._host_of(core) for core in cores]:
@@ -205,7 +208,7 @@ class Simulation:
         for host in self._hosts.values():
             host.side = None
 
-    def sleep(self, core: HostCore, start: float, end: float) -> None:
+    def sleep(self, core: Core, start: float, end: float) -> None:
         """Let a host sleep from `start` to `end` (s): no timer of it fires, and what arrives is lost."""
         host = self._host_of(core)
         if not self.now <= start < end < math.inf:
@@ -228,7 +231,7 @@ class Simulation:
             raise LocalProtocolError(f"time must be finite and not before now ({self.now!r}), not {time!r}")
         self._schedule(time, call, *args, **kwargs)
 
-    def inject(self, target: HostCore, data: bytes, source: Address) -> bool:
+    def inject(self, target: Core, data: bytes, source: Address) -> bool:
         """Deliver a datagram at once, from anywhere; True: the core claims it."""
         return self._deliver(self._host_of(target), data, source, None)
 
@@ -281,7 +284,7 @@ class Simulation:
 
     # --- what has happened
 
-    def transcript(self, core: HostCore | None = None) -> str:
+    def transcript(self, core: Core | None = None) -> str:
         """All that was sent, arrived and happened, a line each: `>` sends, `<` hears, `*` tells; `x` is lost on
         its way, `z` because the host sleeps. Every datagram is there with its octets; equal seeds and commands give
         an equal text. For one core: what it knows itself, so that `replay` gives it again.
@@ -440,7 +443,7 @@ class Simulation:
         if self._records is not None:
             self._records.append(Told(at=self.now, host=host.address, what=what))
 
-    def _host_of(self, core: HostCore) -> _Host:
+    def _host_of(self, core: Core) -> _Host:
         host = self._host_by_core.get(id(core))
         if host is None:
             raise LocalProtocolError(f"{core!r} is not in this simulation")
@@ -451,7 +454,7 @@ class Simulation:
 class _Host:
     """A core with its place on the network and its clock, which shows `_base` at the simulation's `_since`."""
 
-    core: HostCore
+    core: Core
     address: Address
     key: PeerKey
     clock: Clock

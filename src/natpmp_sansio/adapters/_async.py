@@ -58,7 +58,7 @@ class Driven(typing.Generic[C]):
         self._runtime = runtime
 
     def now(self) -> float:
-        """The loop's clock."""
+        """The loop's clock, which is that of `until` and `expires_at`."""
         return self._station.now()
 
     def process(self) -> None:

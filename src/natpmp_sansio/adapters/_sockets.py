@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import re
 import socket
 import struct
 import sys
@@ -21,11 +22,15 @@ from ..wire.pcp import ANYCAST_V6
 
 
 def gateway_address(host: str, port: int = SERVER_PORT) -> Address:
-    """The socket address of a gateway, from its numeric address; `fe80::1%eth0` names an interface.
+    """The socket address of a gateway, from its numeric address; `fe80::1%eth0` names an interface. Another port than
+    `port` may follow: `192.168.1.1:5351`, `[fe80::1%eth0]:5351`.
 
     Raises:
         LocalProtocolError: it is no numeric address.
     """
+    with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d{1,5})", host)
+    if with_port:
+        host, port = with_port[1] or with_port[2], int(with_port[3])
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):

@@ -224,6 +224,8 @@ class ClientStation(Station[Client]):
     ) -> None:
         if sock is not None:
             _check_lent(sock)
+        if gateway is None and snapshot is not None:
+            gateway = _saved(snapshot, "gateway")  # if one was named then
         self._place = place = Place(gateway, bind, sock, (config or Config()).versions)
         _check_families(place, sock)
         now = runtime.now()
@@ -285,7 +287,8 @@ class ClientStation(Station[Client]):
         self.pump()
 
     def snapshot(self) -> dict[str, typing.Any]:
-        return {"taken_at": time.time(), "client": self.core.snapshot(self.now())}
+        named = [list(each) for each in self._place.named] or None
+        return {"taken_at": time.time(), "gateway": named, "client": self.core.snapshot(self.now())}
 
     def close(self) -> None:
         """Begin to release everything. `driver.closed` says when that is over."""
@@ -424,7 +427,7 @@ class Place:
     """
 
     def __init__(self, gateway: Where, bind: str | None, sock: socket.socket | None, versions: tuple[int, ...]) -> None:
-        self._named = None if gateway is None else _to_addresses(gateway)
+        self.named = () if gateway is None else _to_addresses(gateway)
         self._bind = bind
         self._given = _given_address(bind, sock)
         self._family = to_address(self._given).version if self._given else 4 if versions == (0,) else None
@@ -468,7 +471,7 @@ class Place:
         return has_changed
 
     def _find(self) -> tuple[tuple[Address, ...], str]:
-        gateways = self._named or self._default()
+        gateways = self.named or self._default()
         local = self._given or _sockets.source_address(gateways[0], self._bind)
         if not self._given and to_address(local.partition("%")[0]).is_link_local and ":" in local:
             raise DiscoveryError(
@@ -490,7 +493,8 @@ def _to_addresses(gateway: str | Address | Sequence[str | Address]) -> tuple[Add
             several: typing.Any = [gateway]
         case _:
             several = gateway
-    return checked_addresses([_sockets.gateway_address(each) if isinstance(each, str) else each for each in several])
+    addresses = [_sockets.gateway_address(each) if isinstance(each, str) else tuple(each) for each in several]
+    return checked_addresses(typing.cast("list[Address]", addresses))
 
 
 def _given_address(bind: str | None, sock: socket.socket | None) -> str | None:
@@ -550,15 +554,22 @@ def _who() -> tuple[int, int]:
 
 
 def _restore(snapshot: dict[str, typing.Any], place: Place, config: Config | None, now: float) -> Client:
-    try:
-        taken_at, saved = float(snapshot["taken_at"]), snapshot["client"]
-    except (KeyError, TypeError, ValueError):
-        raise LocalProtocolError("this is no snapshot that an adapter has made") from None
-    elapsed = max(0.0, time.time() - taken_at)  # no other clock goes on from one process to the next
-    client = Client.restore(saved, now, elapsed=elapsed, local_address=place.local, config=config)
+    # No other clock goes on from one process to the next.
+    taken_at = _saved(snapshot, "taken_at")
+    elapsed = max(0.0, time.time() - taken_at) if isinstance(taken_at, int | float) else math.nan
+    client = Client.restore(_saved(snapshot, "client"), now, elapsed=elapsed, local_address=place.local, config=config)
     if peers_of(client.gateways) != peers_of(place.gateways):
+        for _ in client.outputs():
+            pass  # nothing is asked of the old one; what may still be there is deleted
         client.network_changed(now, place.local, place.gateways)
     return client
+
+
+def _saved(snapshot: dict[str, typing.Any], key: str) -> typing.Any:
+    try:
+        return snapshot[key]
+    except (KeyError, TypeError):
+        raise LocalProtocolError("this is no snapshot that an adapter has made") from None
 
 
 _lent: weakref.WeakSet[typing.Any] = weakref.WeakSet()  # the sockets of others that are in use

@@ -39,6 +39,10 @@ class Driven(typing.Generic[C]):
         self._station = station
         self._selector = selector
 
+    def now(self) -> float:
+        """The clock of `until` and `expires_at`: `time.monotonic()`."""
+        return self._station.now()
+
     def process(self) -> None:
         """Do all that is due, without waiting: read, keep time, send."""
         self._station.now()
