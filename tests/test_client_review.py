@@ -487,6 +487,16 @@ def test_what_is_granted_after_a_refusal_without_being_asked_for_is_deleted_in_t
 # --- what a caller says
 
 
+@pytest.mark.parametrize("nowhere", ["0.0.0.0", "::", "here"])
+def test_a_local_address_is_one_that_requests_can_come_from(nowhere: str) -> None:
+    with pytest.raises(LocalProtocolError):
+        Client(SERVER, local_address=nowhere)
+    client = make_client()
+    with pytest.raises(LocalProtocolError):
+        client.network_changed(0.0, nowhere)
+    assert client.bind_address == (LOCAL, 0)
+
+
 def test_an_end_in_the_past_of_the_clients_clock_is_refused() -> None:
     """13. It was compared with a `now` that ran backwards."""
     client = make_client()

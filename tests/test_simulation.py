@@ -1537,3 +1537,16 @@ def test_an_endpoint_of_a_grant_is_where_the_simulated_gateway_forwards_from() -
     (granted,) = events_of(sim, MappingGranted)
     (created,) = events_of(sim, MappingCreated)
     assert granted.external == created.external == Endpoint(gateway.external_address, 40000)
+
+
+def test_several_cores_on_one_address_are_a_multiplexer_which_has_to_be_given_one() -> None:
+    one, other = make_client((2,)), Client(("192.168.1.2", 5351), local_address=LOCAL)
+    sim = Simulation(make_gateway(), Gateway(EXTERNAL, address=("192.168.1.2", 5351)))
+    both = Multiplexer(one, other)
+    with pytest.raises(LocalProtocolError, match=r"no address of its own: add\(core, address=\.\.\.\)"):
+        sim.add(both)
+    sim.add(both, address=(LOCAL, 0))
+    for client in (one, other):
+        client.map_port(Protocol.TCP, 80, sim.now)
+    sim.run_until(1.0)
+    assert len(events_of(sim, MappingGranted)) == 2
