@@ -188,6 +188,7 @@ class Known:
         assert self.told == (None if isinstance(told, MappingGranted) else before)
         assert not isinstance(told, MappingChanged) or told.old != told.new
         assert self.held is not None
+        assert self.is_there, "told before it was granted here"
         assert self.twin is None or self.twin.asked > -math.inf, "one of a pair is told before the other is asked for"
         promised = (self.ends, self.held.lifetime, self.held.port)
         assert promised == (told.expires_at, told.lifetime, external.port), "nobody promised that"
