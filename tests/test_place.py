@@ -8,7 +8,7 @@ import pytest
 
 from natpmp_sansio import Address, DiscoveryError
 from natpmp_sansio.adapters import _sockets, discovery
-from natpmp_sansio.adapters._station import Place
+from natpmp_sansio.adapters._place import Place
 from natpmp_sansio.adapters.discovery import DefaultGateway
 
 ROUTER: Address = ("192.168.1.1", 5351)

@@ -17,7 +17,8 @@ from ..wire.fields import IPAddress, Protocol
 from ..wishes import Wishes
 from . import _station
 from ._driver import LINGER, Unclaimed, Wait, check_timeout
-from ._station import ClientOptions, ClientStation, ClientView, Station, Where
+from ._place import Where
+from ._station import ClientOptions, ClientStation, ClientView, Station
 
 C = typing.TypeVar("C", bound=Core)
 T = typing.TypeVar("T")

@@ -16,7 +16,8 @@ from ..client import Client
 from ..errors import LocalProtocolError
 from ..events import Event
 from ._driver import Unclaimed, Wait, check_timeout
-from ._station import ClientOptions, ClientStation, Where
+from ._place import Where
+from ._station import ClientOptions, ClientStation
 from .blocking import BlockingClient, ClientCalls, open_client
 
 T = typing.TypeVar("T")

@@ -22,7 +22,8 @@ from ..lifecycle import Mapping
 from ..wire.fields import IPAddress, Protocol
 from ..wishes import Wishes
 from ._driver import Unclaimed, Wait, check_timeout
-from ._station import ClientOptions, ClientStation, ClientView, Station, Where
+from ._place import Where
+from ._station import ClientOptions, ClientStation, ClientView, Station
 
 C = typing.TypeVar("C", bound=Core)
 T = typing.TypeVar("T")

@@ -18,7 +18,8 @@ from ..gateway import Gateway
 from . import _async
 from ._async import AsyncClient, Driven, Events, Signal
 from ._driver import Unclaimed, datagrams_log
-from ._station import ClientOptions, Station, Where
+from ._place import Where
+from ._station import ClientOptions, Station
 
 __all__ = ["AsyncClient", "Driven", "Events", "drive", "open_client", "open_gateway"]
 
