@@ -17,7 +17,13 @@ class Program:
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, *arguments]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # tests in the background ignore it: not so these
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
         self._watchdog = threading.Timer(_LONGEST, self._process.kill)
         self._watchdog.start()
 

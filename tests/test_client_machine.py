@@ -670,6 +670,7 @@ class Watched:
         for mapping in self.prompt.mappings:
             known, offer = self.known[mapping.id], self.known[mapping.id].offer
             is_new = known.held is None or mapping.expires_at != known.ends or known is expected
+            is_new |= offer is not None and mapping.external not in (None, known.told)  # two in one instant
             if known.is_wanted and mapping.state is MappingState.HELD and is_new:
                 assert offer is not None, "held, but not promised"
                 assert offer.ends == mapping.expires_at, "held for another time than was promised"
