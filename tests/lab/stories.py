@@ -98,8 +98,8 @@ def await_rules(lab: Lab, rules: list[Rule], program: Program) -> None:
 
 
 def arrives(lab: Lab, rule: Rule) -> bool:
-    """Whether what is sent outside arrives inside, in the third try at last: a datagram may be lost, and a machine busy.
-    Nothing else may arrive."""
+    """Whether what is sent outside arrives inside, in the third try at last: a datagram may be lost, and a machine
+    busy. Nothing else may arrive."""
     payload = f"{rule}".encode()
     for _ in range(3):
         with contextlib.suppress(OSError):
