@@ -657,7 +657,9 @@ def test_a_new_external_address_is_heard(face: Face, server: Server) -> None:
     face.run(story)
 
 
-def test_without_the_announcement_port_all_else_works_and_it_is_said_once(face: Face, server: Server) -> None:
+def test_without_the_announcement_port_all_else_works_and_it_is_said_once(
+    face: Face, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story() -> None:
         async with face.open_client(server.address) as client:
             (event,) = client.events().pending()
@@ -666,17 +668,21 @@ def test_without_the_announcement_port_all_else_works_and_it_is_said_once(face: 
             assert (await client.map_port(TCP, 8080)).external is not None
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as greedy:
-        greedy.bind(("", 5350))
+        greedy.bind(("", 0))  # not 5350, which other tests may share at this moment
+        monkeypatch.setattr(_sockets, "CLIENT_PORT", greedy.getsockname()[1])
         face.run(story)
 
 
-def test_announcements_can_be_done_without(face: Face, server: Server) -> None:
+def test_announcements_can_be_done_without(face: Face, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise AssertionError("nobody wants it")
+
     async def story() -> None:
         async with face.open_client(server.address, announcements=False) as client:
             assert client.events().pending() == []
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as greedy:
-                greedy.bind(("", 5350))
+            assert (await client.map_port(TCP, 8080)).external is not None
 
+    monkeypatch.setattr(_sockets, "open_announcement_socket", refuse)
     face.run(story)
 
 
