@@ -542,6 +542,7 @@ def _termination_as_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]  # nohup goes on
     before = [signal.signal(each, interrupt) for each in signals]
     try:
         yield

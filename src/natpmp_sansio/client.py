@@ -12,7 +12,7 @@ import attrs
 
 from . import snapshots
 from .config import Config
-from .core import checked_addresses, checked_local, peers_of
+from .core import bind_address, checked_addresses, checked_local, peers_of
 from .diagnosis import Diagnosis
 from .errors import LocalProtocolError
 from .events import Address, MappingFailed, MappingId, Reason
@@ -86,8 +86,7 @@ class Client(Keeper):
     @property
     def bind_address(self) -> Address:
         """The local address of the socket: requests must come from it; any port will do."""
-        host = str(self._local)
-        return (host, 0) if self._local.version == 4 else (host, 0, 0, self._peers[self._at][2])
+        return bind_address(self._local, self.gateway)
 
     @property
     def version(self) -> int | None:

@@ -113,6 +113,11 @@ def checked_local(local: str | IPAddress) -> IPAddress:
     return address
 
 
+def bind_address(local: IPAddress, gateway: Address) -> Address:
+    """Where the socket is to be that asks `gateway` from there: on any port, and on the gateway's interface."""
+    return (str(local), 0) if local.version == 4 else (str(local), 0, 0, (*gateway, 0, 0)[3])
+
+
 def same_host(a: PeerKey, b: PeerKey) -> bool:
     return a[0] == b[0] and a[2] == b[2]
 

@@ -98,14 +98,11 @@ def read_version_error(message: Message) -> VersionError | None:
     if getattr(message, "result_code", None) != _VERSION_ERROR:
         return None  # nearly always, and soon known
     match message:
-        case natpmp.ErrorResponse(result_code=natpmp.ResultCode.UNSUPPORTED_VERSION):
+        case natpmp.ErrorResponse():
             return VersionError(offered=natpmp.VERSION, hold=LONG_HOLD)
-        case pcp.ErrorResponse(result_code=pcp.ResultCode.UNSUPP_VERSION, lifetime=lifetime):
+        case pcp.ErrorResponse(lifetime=lifetime):
             return VersionError(offered=message.version, hold=LONG_HOLD if lifetime is None else float(lifetime))
-        case (
-            pcp.MapResponse(result_code=pcp.ResultCode.UNSUPP_VERSION)
-            | pcp.AnnounceResponse(result_code=pcp.ResultCode.UNSUPP_VERSION)
-        ):
+        case pcp.MapResponse() | pcp.AnnounceResponse():
             return VersionError(offered=pcp.VERSION, hold=float(message.lifetime))
         case _:
             return None

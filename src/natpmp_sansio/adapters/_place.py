@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from ..core import checked_addresses
+from ..core import bind_address, checked_addresses
 from ..errors import DiscoveryError
 from ..events import Address
 from ..wire.fields import to_address
@@ -51,8 +51,7 @@ class Place:
     @property
     def bind_address(self) -> Address:
         """Where the client's socket is to be."""
-        host = self.local.partition("%")[0]
-        return (host, 0) if ":" not in host else (host, 0, 0, (*self.gateways[0], 0, 0)[3])
+        return bind_address(to_address(self.local.partition("%")[0]), self.gateways[0])
 
     def has_changed(self, now: float) -> bool:
         """Whether it is another place, or was doubted. Without a network nothing has changed, until there is one; and

@@ -319,7 +319,7 @@ class ClientStation(Station[Client]):
         self._announcements = self._routes = None
 
     def _open_socket(self) -> socket.socket:
-        return _sockets.open_request_socket(self.core.bind_address, *self.core.gateways)
+        return _sockets.open_request_socket(self._place.bind_address, *self._place.gateways)
 
     def _listen(self) -> None:
         """Hear the gateway's announcements on a second socket; where that cannot be, say so with an event, once."""
@@ -356,11 +356,7 @@ class ClientStation(Station[Client]):
         """The core is told when there is a socket to ask from."""
         place, old = self._place, self._sock
         is_elsewhere = (place.bind_address, place.gateways) != self._home
-        new = (
-            _sockets.open_request_socket(place.bind_address, *place.gateways)
-            if is_elsewhere and not self._lent
-            else old
-        )
+        new = self._open_socket() if is_elsewhere and self._lent is None else old
         try:
             self.core.network_changed(now, place.local, place.gateways)
         except LocalProtocolError:

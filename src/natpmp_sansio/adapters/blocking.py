@@ -1,6 +1,6 @@
 """For programs without an event loop. No hidden thread: mappings are renewed only while somebody pumps, that is during
-the calls that wait, while `events()` is read, or whenever `process()` is called. `background` has a
-client with a thread.
+the calls that wait, while `events()` is read, or whenever `process()` is called. `background` has a client with a
+thread.
 """
 
 from __future__ import annotations
