@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from natpmp_sansio.lifecycle import TRANSITIONS, Input, MappingState
+from natpmp_sansio.client.lifecycle import TRANSITIONS, Input, MappingState
 
 PAGE = Path(__file__).with_name("lifecycle.md")
 

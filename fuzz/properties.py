@@ -29,7 +29,7 @@ from natpmp_sansio import (
     pcp,
     wire,
 )
-from natpmp_sansio.gateway import Authenticator, Policy
+from natpmp_sansio.gateway.gateway import Authenticator, Policy
 from natpmp_sansio.wire.fields import IPAddress
 
 T = typing.TypeVar("T")

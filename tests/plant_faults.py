@@ -17,8 +17,9 @@ import tempfile
 import time
 
 SOURCES = pathlib.Path(__file__).parent.parent / "src"
-CLIENT, KEEPER, LIFECYCLE = "client.py", "keeper.py", "lifecycle.py"
-DIALECTS, EPOCH, SCHEDULE, SPEECH = "dialects.py", "epoch.py", "retransmission.py", "speech.py"
+CLIENT, KEEPER, LIFECYCLE = "client/client.py", "client/keeper.py", "client/lifecycle.py"
+DIALECTS, EPOCH = "client/dialects.py", "client/epoch.py"
+SCHEDULE, SPEECH = "client/schedules.py", "client/versions.py"
 
 Fault = tuple[str, str, str, str]
 # name, file, what is there, what is wrong instead
@@ -54,7 +55,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     (
         "stale deadline",
-        "timers.py",
+        "core/timers.py",
         "        if is_moved:\n            self._discard_stale()\n",
         "",
     ),
@@ -167,7 +168,7 @@ FAULTS: tuple[Fault, ...] = (
         "is_taken",
     ),
     ("a port that is taken asked for again", KEEPER, "mapping.suggest(wish.external.address, 0)", "pass"),
-    ("renewals too close", DIALECTS, "renewal_gap = retransmission.MIN_RENEWAL_GAP", "renewal_gap = 0.0"),
+    ("renewals too close", DIALECTS, "renewal_gap = schedules.MIN_RENEWAL_GAP", "renewal_gap = 0.0"),
     ("renewal too early", SCHEDULE, "lifetime * (1.0 - 0.5**attempt)", "lifetime * (1.0 - 0.6**attempt)"),
     (
         "nothing told of the address",

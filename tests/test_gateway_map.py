@@ -43,7 +43,7 @@ from natpmp_sansio import (
     natpmp,
     pcp,
 )
-from natpmp_sansio.gateway import GatewayMapping
+from natpmp_sansio.gateway.gateway import GatewayMapping
 
 TCP, UDP, SCTP, GRE = Protocol.TCP, Protocol.UDP, 132, 47
 Code = pcp.ResultCode

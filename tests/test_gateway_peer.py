@@ -41,7 +41,7 @@ from natpmp_sansio import (
     Protocol,
     pcp,
 )
-from natpmp_sansio.gateway import GatewayMapping
+from natpmp_sansio.gateway.gateway import GatewayMapping
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 Code = pcp.ResultCode

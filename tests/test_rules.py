@@ -12,19 +12,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from helpers import Middle
-from natpmp_sansio import Config, GatewayConfig, LocalProtocolError, Protocol, pcp, retransmission
-from natpmp_sansio.dialects import NatPmpDialect, read_version_error
-from natpmp_sansio.epoch import NatPmpEpoch, PcpEpoch
-from natpmp_sansio.lifecycle import Exchange, Purpose, UnderWay
-from natpmp_sansio.retransmission import (
-    announcement_times,
+from natpmp_sansio import Config, GatewayConfig, LocalProtocolError, Protocol, pcp
+from natpmp_sansio.client.dialects import NatPmpDialect, read_version_error
+from natpmp_sansio.client.epoch import NatPmpEpoch, PcpEpoch
+from natpmp_sansio.client.lifecycle import Exchange, Purpose, UnderWay
+from natpmp_sansio.client.schedules import (
+    MIN_RENEWAL_GAP,
+    NAT_PMP_ATTEMPTS,
+    PCP_MULTI_ADDRESS_ATTEMPTS,
     nat_pmp_renewal,
     nat_pmp_wait,
     pcp_renewal,
     pcp_wait,
     recovery_delay,
 )
-from natpmp_sansio.timers import TimerQueue
+from natpmp_sansio.core.timers import TimerQueue
+from natpmp_sansio.gateway.notices import announcement_times
 
 
 class Lowest(random.Random):
@@ -72,7 +75,7 @@ def pcp_waits(count: int, rng: random.Random) -> list[float]:
 @pytest.mark.requirement("NP-3.1-06")
 @pytest.mark.requirement("NP-3.1-07")
 def test_nat_pmp_waits_a_quarter_of_a_second_and_doubles_it_up_to_64_seconds() -> None:
-    waits = [nat_pmp_wait(attempt) for attempt in range(1, retransmission.NAT_PMP_ATTEMPTS + 1)]
+    waits = [nat_pmp_wait(attempt) for attempt in range(1, NAT_PMP_ATTEMPTS + 1)]
     assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
     assert running_total(waits) == [0.0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 31.75, 63.75, 127.75]
 
@@ -114,7 +117,7 @@ def test_every_wait_of_pcp_is_drawn_anew_and_within_a_tenth_of_its_nominal_value
 
 def test_a_silent_address_of_a_server_with_several_is_given_up_after_4_attempts_and_45_seconds() -> None:
     """RFC 7488 section 3."""
-    assert sum(pcp_waits(retransmission.PCP_MULTI_ADDRESS_ATTEMPTS, Middle())) == 45.0
+    assert sum(pcp_waits(PCP_MULTI_ADDRESS_ATTEMPTS, Middle())) == 45.0
 
 
 # --- when to renew
@@ -145,7 +148,7 @@ def test_a_renewal_of_pcp_falls_into_its_window_and_before_the_end(seed: int, at
 
 @pytest.mark.requirement("PCP-11.2.1-07")
 def test_two_renewals_of_one_mapping_are_4_seconds_apart_at_least() -> None:
-    assert retransmission.MIN_RENEWAL_GAP == 4.0
+    assert MIN_RENEWAL_GAP == 4.0
 
 
 # --- when to recover, when to announce

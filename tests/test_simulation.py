@@ -41,7 +41,7 @@ from natpmp_sansio import (
     natpmp,
     pcp,
 )
-from natpmp_sansio.core import checked_peer, peer_key, same_host
+from natpmp_sansio.core.socket_address import checked_peer, peer_key, same_host
 from natpmp_sansio.testing import Clock, Link, Sent, Simulation
 
 SECOND_SERVER: Address = ("192.168.2.1", 5351)

@@ -1,6 +1,7 @@
 """NAT-PMP (RFC 6886) and PCP (RFC 6887) as pure protocol machines: bytes and time in, datagrams and events out."""
 
-from .client import Client, TimerInfo
+from .client.client import Client, TimerInfo
+from .client.lifecycle import Mapping, MappingState, Timer
 from .config import Config, GatewayConfig
 from .core import Core, HostCore, Multiplexer
 from .errors import DecodeError, DiscoveryError, LocalProtocolError, NatPmpError
@@ -38,9 +39,8 @@ from .events import (
     SendDatagram,
     VersionNegotiated,
 )
-from .gateway import Gateway, GatewayMapping
-from .lifecycle import Mapping, MappingState, Timer
-from .quirks import Quirk
+from .gateway.gateway import Gateway, GatewayMapping
+from .gateway.quirks import Quirk
 from .stats import Oddity, Rejected, Stats
 from .wire import decode, natpmp, pcp
 from .wire.fields import Endpoint, Protocol

@@ -8,13 +8,13 @@ import socket
 import typing
 from collections.abc import AsyncIterator, Callable, Coroutine
 
-from ..client import Client
+from ..client.client import Client
+from ..client.lifecycle import Mapping
+from ..client.spec import Wishes
 from ..core import Core
 from ..events import Event, MappingId, ProbeCompleted
-from ..gateway import Gateway
-from ..lifecycle import Mapping
+from ..gateway.gateway import Gateway
 from ..wire.fields import IPAddress, Protocol
-from ..wishes import Wishes
 from . import _station
 from ._driver import LINGER, Unclaimed, Wait, check_timeout
 from ._place import Where

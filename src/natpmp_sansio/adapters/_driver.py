@@ -13,8 +13,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from ..client import Client
-from ..core import Core, peer_key
+from ..client.client import Client
+from ..client.lifecycle import Mapping
+from ..core import Core
+from ..core.socket_address import peer_key
 from ..errors import LocalProtocolError
 from ..events import (
     Address,
@@ -32,7 +34,6 @@ from ..events import (
     ProbeCompleted,
     SendDatagram,
 )
-from ..lifecycle import Mapping
 from ..wire import describe
 from ..wire.fields import IPAddress
 

@@ -8,10 +8,9 @@ import typing
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from ..core import bind_address, checked_addresses
+from ..core.socket_address import bind_address, checked_addresses, ip_of
 from ..errors import DiscoveryError
 from ..events import Address
-from ..wire.fields import to_address
 from . import _sockets, discovery
 
 Where = str | Address | Sequence[str | Address] | None
@@ -33,7 +32,7 @@ class Place:
         self.named = () if gateway is None else _to_addresses(gateway)
         self._bind = bind
         self._given = _given_address(bind, sock)
-        self._family = to_address(self._given).version if self._given else 4 if versions == (0,) else None
+        self._family = ip_of(self._given).version if self._given else 4 if versions == (0,) else None
         self._asleep = _sockets.time_asleep()
         self.is_doubtful = False
         self._other_since = math.inf  # the time from which on only the other family has had a network
@@ -51,7 +50,7 @@ class Place:
     @property
     def bind_address(self) -> Address:
         """Where the client's socket is to be."""
-        return bind_address(to_address(self.local.partition("%")[0]), self.gateways[0])
+        return bind_address(ip_of(self.local), self.gateways[0])
 
     def has_changed(self, now: float) -> bool:
         """Whether it is another place, or was doubted. Without a network nothing has changed, until there is one; and
@@ -75,7 +74,7 @@ class Place:
     def _find(self) -> tuple[tuple[Address, ...], str]:
         gateways = self.named or self._default()
         local = self._given or _sockets.source_address(gateways[0], self._bind)
-        if not self._given and to_address(local.partition("%")[0]).is_link_local and ":" in local:
+        if not self._given and ip_of(local).is_link_local and ":" in local:
             raise DiscoveryError(
                 f"this host has no address but {local}, which nobody outside can reach; to map it, name it in bind"
             )
@@ -83,7 +82,7 @@ class Place:
 
     def _default(self) -> tuple[Address, ...]:
         found = [each.address for each in discovery.default_gateways(bind=self._bind)]
-        fitting = [each for each in found if self._family in (None, to_address(each[0]).version)]
+        fitting = [each for each in found if self._family in (None, ip_of(each).version)]
         if not fitting:
             raise DiscoveryError(f"this host has no default gateway for IPv{self._family}; name the gateway yourself")
         return tuple(fitting[:1])

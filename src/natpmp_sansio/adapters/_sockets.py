@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
+from ..core.socket_address import scope_of
 from ..errors import LocalProtocolError
 from ..events import Address
 from ..wire.fields import CLIENT_PORT, MULTICAST_V4, MULTICAST_V6, SERVER_PORT
@@ -327,8 +328,8 @@ def _how_passing(own: _OwnAddress) -> tuple[bool, ...]:
 
 def _interface_of(local: Address) -> int:
     """The number of the interface with this IPv6 address; 0: the system may choose."""
-    if len(local) == 4 and local[3]:
-        return local[3]
+    if scope_of(local):
+        return scope_of(local)
     address = IPv6Address(local[0])
     if address.is_loopback:
         return _LOOPBACK_INTERFACE

@@ -11,14 +11,15 @@ import time
 import typing
 import weakref
 
-from ..client import Client
+from ..client.client import Client
+from ..client.lifecycle import Mapping
+from ..client.spec import Wishes
 from ..config import Config
-from ..core import Core, HostCore, peers_of
+from ..core import Core, HostCore
+from ..core.socket_address import ip_of, peers_of
 from ..errors import LocalProtocolError
 from ..events import Address, AnnouncementsUnavailable, MappingId, ProbeCompleted
-from ..lifecycle import Mapping
-from ..wire.fields import IPAddress, Protocol, to_address
-from ..wishes import Wishes
+from ..wire.fields import IPAddress, Protocol
 from . import _sockets
 from ._driver import Answer, Driver, Grant, Unclaimed, Wait, datagrams_log, pick_address, pick_probe
 from ._place import Place, Where
@@ -429,8 +430,8 @@ def _check_families(place: Place, sock: socket.socket | None) -> None:
     Raises:
         LocalProtocolError: it cannot.
     """
-    version = to_address(place.gateways[0][0].partition("%")[0]).version
-    if to_address(place.local.partition("%")[0]).version != version:
+    version = ip_of(place.gateways[0]).version
+    if ip_of(place.local).version != version:
         raise LocalProtocolError(f"{place.gateways[0][0]} cannot be reached from {place.local}, of the other family")
     is_ipv4_only = sock is not None and sock.family == socket.AF_INET
     is_ipv6_only = sock is not None and not is_ipv4_only and sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from ..core import Core
 from ..errors import LocalProtocolError
 from ..events import Address
-from ..gateway import Gateway
+from ..gateway.gateway import Gateway
 from . import _async
 from ._async import AsyncClient, Driven, Events, Signal
 from ._driver import Unclaimed

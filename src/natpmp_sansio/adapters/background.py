@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
-from ..client import Client
+from ..client.client import Client
 from ..errors import LocalProtocolError
 from ..events import Event
 from ._driver import Unclaimed, Wait, check_timeout

@@ -14,13 +14,13 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 
-from ..client import Client
+from ..client.client import Client
+from ..client.lifecycle import Mapping
+from ..client.spec import Wishes
 from ..core import Core
 from ..events import Event, MappingId, ProbeCompleted
-from ..gateway import Gateway
-from ..lifecycle import Mapping
+from ..gateway.gateway import Gateway
 from ..wire.fields import IPAddress, Protocol
-from ..wishes import Wishes
 from ._driver import Unclaimed, Wait, check_timeout
 from ._place import Where
 from ._station import ClientOptions, ClientStation, ClientView, Station

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from ..core import Core
-from ..gateway import Gateway
+from ..gateway.gateway import Gateway
 from . import _async
 from ._async import AsyncClient, Driven, Events, Signal
 from ._driver import Unclaimed, datagrams_log

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import attrs
 
-from .events import Address
-from .records import Received, Record, Sent, Told, show_address, show_time_shortly
-from .wire import describe
+from ..core.socket_address import show_address
+from ..events import Address
+from ..wire import describe
+from .trace import Received, Record, Sent, Told, show_time_shortly
 
 
 @attrs.frozen

@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from .core import Core, HostCore, PeerKey, checked_peer, peer_key
-from .drawing import Diagram
-from .errors import LocalProtocolError
-from .events import Address, Event, SendDatagram
-from .records import (
+from ..core import Core, HostCore
+from ..core.socket_address import PeerKey, checked_peer, peer_key, show_address, with_port
+from ..core.timers import TimerQueue
+from ..errors import LocalProtocolError
+from ..events import Address, Event, SendDatagram
+from ..wire.fields import MULTICAST_V4, MULTICAST_V6
+from .diagram import Diagram
+from .trace import (
     REPLACED,
     Life,
     Moved,
@@ -26,17 +29,11 @@ from .records import (
     Received,
     Record,
     Sent,
-    Span,
     Told,
     lives_of,
     read_transcript,
-    show_address,
     write_transcript,
 )
-from .timers import TimerQueue
-from .wire.fields import MULTICAST_V4, MULTICAST_V6
-
-__all__ = ["Clock", "Diagram", "Life", "Link", "Moved", "Packet", "Received", "Sent", "Simulation", "Span", "Told"]
 
 
 @attrs.frozen(kw_only=True)
@@ -147,7 +144,7 @@ class Simulation:
         where = address or typing.cast("HostCore", core).bind_address
         if where[1] == 0:
             ports = (49152 + (len(self._hosts) + step) % 16384 for step in range(16384))
-            free = (here for port in ports if peer_key(here := _with_port(where, port)) not in self._hosts)
+            free = (here for port in ports if peer_key(here := with_port(where, port)) not in self._hosts)
             where = next(free, where)
         host = _Host(core=core, address=where, key=checked_peer(where, "bind_address"), clock=clock or Clock())
         if host.key in self._hosts:
@@ -157,7 +154,7 @@ class Simulation:
     def replace(self, old: HostCore, new: HostCore) -> None:
         """Another box stands where `old` stood, with its address, links and clock."""
         host = self._host_of(old)
-        where = _with_port(new.bind_address, host.address[1])
+        where = with_port(new.bind_address, host.address[1])
         if id(new) in self._host_by_core or peer_key(where) != host.key:
             raise LocalProtocolError(f"{new!r} cannot live at {show_address(host.address)}")
         host.core = new
@@ -170,7 +167,7 @@ class Simulation:
         Its clock, its luck and its links go with it. What is under way to where it was before is lost.
         """
         host = self._host_of(core)
-        old, new = host.address, _with_port(core.bind_address, host.address[1])
+        old, new = host.address, with_port(core.bind_address, host.address[1])
         key = checked_peer(new, "bind_address")
         if self._hosts.get(key, host) is not host:
             raise LocalProtocolError(f"somebody lives at {show_address(new)} already")
@@ -520,7 +517,3 @@ class _Path:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _with_port(address: Address, port: int) -> Address:
-    return address if address[1] else (address[0], port, *address[2:])

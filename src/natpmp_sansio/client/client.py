@@ -10,19 +10,19 @@ from collections.abc import Sequence
 
 import attrs
 
-from . import snapshots
-from .config import Config
-from .core import bind_address, checked_addresses, checked_local, peers_of
-from .diagnosis import Diagnosis
-from .errors import LocalProtocolError
-from .events import Address, MappingFailed, MappingId, Reason
+from ..config import Config
+from ..core.socket_address import bind_address, checked_addresses, checked_local, peers_of
+from ..errors import LocalProtocolError
+from ..events import Address, MappingFailed, MappingId, Reason
+from ..stats import Rejected, Stats
+from ..wire import pcp
+from ..wire.fields import Endpoint, IPAddress, Protocol, Value, to_address
 from .keeper import Keeper
 from .lifecycle import Exchange, Mapping, MappingState, Pair, Purpose, Timer, Tracked
-from .speech import Speech
-from .stats import Rejected, Stats
-from .wire import pcp
-from .wire.fields import Endpoint, IPAddress, Protocol, Value, to_address
-from .wishes import Target, Wish, Wishes, checked_wish, require_no_overlap
+from .probe import Diagnosis
+from .snapshot import Saved, read_snapshot, write_snapshot
+from .spec import Target, Wish, Wishes, checked_wish, require_no_overlap
+from .versions import Speech
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -69,7 +69,7 @@ class Client(Keeper):
         Emits: as for `map_port`, for each mapping.
         Raises: LocalProtocolError: the snapshot is damaged or something else, or `elapsed` is no number of seconds.
         """
-        gateways, local, last_id, saved = snapshots.read(snapshot)
+        gateways, local, last_id, saved = read_snapshot(snapshot)
         if not isinstance(elapsed, int | float) or not 0 <= elapsed < _NEVER:
             raise LocalProtocolError(f"elapsed must be a number of seconds, not {elapsed!r}")
         client = cls(gateways, local_address=local_address or local, config=config, rng=rng)
@@ -143,7 +143,7 @@ class Client(Keeper):
             for mapping in self._mappings.values()
             if mapping.state is not MappingState.RELEASING and not mapping.is_errand
         ]
-        return snapshots.write(self._addresses, self._local, kept, self._last_id, now)
+        return write_snapshot(self._addresses, self._local, kept, self._last_id, now)
 
     def __repr__(self) -> str:
         return f"<Client of {self.gateway[0]} version={self.version} mappings={len(self._mappings)}>"
@@ -390,7 +390,7 @@ class Client(Keeper):
         wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
         self._track(Tracked(id=MappingId(self._last_id), wish=wish, is_errand=True))
 
-    def _resume(self, saved: list[snapshots.Saved], last_id: int, elapsed: float, local: IPAddress, now: float) -> None:
+    def _resume(self, saved: list[Saved], last_id: int, elapsed: float, local: IPAddress, now: float) -> None:
         """Take up the mappings of a snapshot, which were granted to `local`."""
         is_here, targets = local == self._local, set[Target]()
         for each in saved:

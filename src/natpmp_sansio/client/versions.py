@@ -6,10 +6,10 @@ import math
 import random
 from collections import Counter
 
-from .config import Config
+from ..config import Config
+from ..wire.fields import IPAddress
 from .dialects import Dialect, make_dialects
-from .wire.fields import IPAddress
-from .wishes import Wish
+from .spec import Wish
 
 
 class Speech:

@@ -11,11 +11,11 @@ import typing
 
 import attrs
 
-from .errors import LocalProtocolError, NatPmpError
-from .events import Address
+from ..errors import LocalProtocolError, NatPmpError
+from ..events import Address
+from ..wire.fields import Endpoint, IPAddress, Value, to_address
+from ..wire.options import Option, decode_options, encode_options
 from .lifecycle import Tracked
-from .wire.fields import Endpoint, IPAddress, Value, to_address
-from .wire.options import Option, decode_options, encode_options
 
 FORM = "natpmp_sansio client 1"
 Plain = dict[str, typing.Any]
@@ -40,8 +40,10 @@ class Saved(Value):
     family: int | None
 
 
-def write(gateways: tuple[Address, ...], local: IPAddress, mappings: list[Tracked], last_id: int, now: float) -> Plain:
-    """What `read` gives back."""
+def write_snapshot(
+    gateways: tuple[Address, ...], local: IPAddress, mappings: list[Tracked], last_id: int, now: float
+) -> Plain:
+    """What `read_snapshot` gives back."""
     return {
         "form": FORM,
         "gateways": [list(address) for address in gateways],
@@ -51,11 +53,11 @@ def write(gateways: tuple[Address, ...], local: IPAddress, mappings: list[Tracke
     }
 
 
-def read(snapshot: object) -> tuple[list[Address], str, int, list[Saved]]:
+def read_snapshot(snapshot: object) -> tuple[list[Address], str, int, list[Saved]]:
     """Gateways, local address, the last id, and the mappings.
 
     Raises:
-        LocalProtocolError: it is not what `write` wrote, and why not.
+        LocalProtocolError: it is not what `write_snapshot` wrote, and why not.
     """
     if not isinstance(snapshot, dict) or snapshot.get("form") != FORM:
         raise LocalProtocolError(f"not a snapshot of a client: its form is not {FORM!r}")

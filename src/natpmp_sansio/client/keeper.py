@@ -19,20 +19,10 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from .config import Config
-from .core import Machine, PeerKey, checked_addresses, checked_local, peer_key, peers_of, same_host
-from .diagnosis import Diagnosis, reason_of
-from .dialects import (
-    AddressAnswer,
-    Announcement,
-    Dialect,
-    MapAnswer,
-    Outcome,
-    VersionError,
-    read_message,
-    read_version_error,
-)
-from .events import (
+from ..config import Config
+from ..core.machine import Machine
+from ..core.socket_address import PeerKey, checked_addresses, checked_local, peer_key, peers_of, same_host
+from ..events import (
     Address,
     Closed,
     DoubleNatSuspected,
@@ -52,6 +42,19 @@ from .events import (
     Reason,
     VersionNegotiated,
 )
+from ..stats import Oddity, Rejected
+from ..wire import Message, is_response, pcp
+from ..wire.fields import IPAddress, any_address
+from .dialects import (
+    AddressAnswer,
+    Announcement,
+    Dialect,
+    MapAnswer,
+    Outcome,
+    VersionError,
+    read_message,
+    read_version_error,
+)
 from .lifecycle import (
     ASKING,
     CREATE,
@@ -67,12 +70,10 @@ from .lifecycle import (
     UnderWay,
     limit_of,
 )
-from .retransmission import MIN_RENEWAL_GAP, recovery_delay
-from .speech import Speech
-from .stats import Oddity, Rejected
-from .wire import Message, is_response, pcp
-from .wire.fields import IPAddress, any_address
-from .wishes import Target
+from .probe import Diagnosis, reason_of
+from .schedules import MIN_RENEWAL_GAP, recovery_delay
+from .spec import Target
+from .versions import Speech
 
 TimerKey = tuple[Timer, Tracked | None] | Exchange  # an exchange waits for one thing alone: to be sent again
 Task = tuple[Purpose, Tracked]

@@ -50,8 +50,3 @@ def pcp_renewal(attempt: int, lifetime: float, rng: random.Random) -> float:
 def recovery_delay(rng: random.Random) -> float:
     """How long to wait before recovering from a gateway's loss of state (RFC 6886 section 3.7, 6887 14.1.3)."""
     return rng.uniform(0.0, 5.0)
-
-
-def announcement_times() -> tuple[float, ...]:
-    """When a gateway repeats an announcement, counted from the first (RFC 6886 section 3.2.1, 6887 14.1.3)."""
-    return tuple(0.25 * (2**n - 1) for n in range(10))

@@ -24,12 +24,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from . import wire
-from .adapters import _sockets
-from .adapters.blocking import BlockingClient, drive, open_client
-from .config import GatewayConfig
-from .errors import DecodeError, LocalProtocolError, NatPmpError
-from .events import (
+from .. import wire
+from ..adapters import _sockets
+from ..adapters.blocking import BlockingClient, drive, open_client
+from ..config import GatewayConfig
+from ..errors import DecodeError, LocalProtocolError, NatPmpError
+from ..events import (
     Address,
     Closed,
     Event,
@@ -46,12 +46,12 @@ from .events import (
     MappingRenewed,
     Reason,
 )
-from .gateway import Gateway
-from .quirks import Quirk
-from .wire import natpmp as nat_pmp
-from .wire import pcp
-from .wire.fields import CLIENT_PORT, MAX_LIFETIME, SERVER_PORT, Endpoint, IPAddress, Protocol
-from .wire.options import Option
+from ..gateway.gateway import Gateway
+from ..gateway.quirks import Quirk
+from ..wire import natpmp as nat_pmp
+from ..wire import pcp
+from ..wire.fields import CLIENT_PORT, MAX_LIFETIME, SERVER_PORT, Endpoint, IPAddress, Protocol
+from ..wire.options import Option
 
 _USUAL = GatewayConfig()
 _VERSIONS = {"pcp": (pcp.VERSION,), "nat-pmp": (nat_pmp.VERSION,)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from .wire.fields import IPAddress
+from ..wire.fields import IPAddress
 
 PRIVATE = tuple(IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 """The addresses that NAT-PMP is for (RFC 6886 section 3)."""

@@ -11,15 +11,15 @@ import typing
 
 import attrs
 
-from . import retransmission
-from .addresses import is_private
-from .config import Config
+from ..config import Config
+from ..errors import DecodeError, LocalProtocolError
+from ..events import Reason
+from ..wire import Message, decode, natpmp, pcp
+from ..wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, pack_address
+from . import schedules
+from .address_scope import is_private
 from .epoch import EpochCheck, NatPmpEpoch, PcpEpoch
-from .errors import DecodeError, LocalProtocolError
-from .events import Reason
-from .wire import Message, decode, natpmp, pcp
-from .wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, pack_address
-from .wishes import Wish
+from .spec import Wish
 
 LONG_HOLD = 1800.0
 """How long an error lasts, in seconds, that does not say so itself (RFC 6887 section 7.4)."""
@@ -181,11 +181,11 @@ class NatPmpDialect:
     """RFC 6886. `any_internal_port`: what a VPN makes of internal port 0, see `Config`."""
 
     version = natpmp.VERSION
-    attempts: int | None = retransmission.NAT_PMP_ATTEMPTS
-    renewal_attempts = retransmission.NAT_PMP_ATTEMPTS
+    attempts: int | None = schedules.NAT_PMP_ATTEMPTS
+    renewal_attempts = schedules.NAT_PMP_ATTEMPTS
     renewal_gap = 0.0
     probe_attempts = 4  # within four seconds
-    patience = retransmission.NAT_PMP_ATTEMPTS
+    patience = schedules.NAT_PMP_ATTEMPTS
     serial = True  # section 3.1
     has_nonce = False
     tells_address = True
@@ -214,10 +214,10 @@ class NatPmpDialect:
         return natpmp.pack_map_request(wish.protocol, port, 0, 0) if port else None
 
     def wait(self, attempt: int, previous: float | None) -> float:
-        return retransmission.nat_pmp_wait(attempt)
+        return schedules.nat_pmp_wait(attempt)
 
     def renewal(self, attempt: int, lifetime: float) -> float:
-        return retransmission.nat_pmp_renewal(attempt, lifetime)
+        return schedules.nat_pmp_renewal(attempt, lifetime)
 
     def new_epoch(self) -> EpochCheck:
         return NatPmpEpoch()
@@ -288,9 +288,9 @@ class PcpDialect:
     version = pcp.VERSION
     attempts: int | None = None  # section 8.1.1: MRC and MRD are 0
     renewal_attempts = 1  # section 11.2.1
-    renewal_gap = retransmission.MIN_RENEWAL_GAP
+    renewal_gap = schedules.MIN_RENEWAL_GAP
     probe_attempts = 2  # within ten seconds
-    patience = retransmission.PCP_MULTI_ADDRESS_ATTEMPTS
+    patience = schedules.PCP_MULTI_ADDRESS_ATTEMPTS
     serial = False
     has_nonce = True
     tells_address = False
@@ -322,10 +322,10 @@ class PcpDialect:
         return self._request(attrs.evolve(wish, options=kept), 0, zeros, 0)
 
     def wait(self, attempt: int, previous: float | None) -> float:
-        return retransmission.pcp_wait(previous, self._rng)
+        return schedules.pcp_wait(previous, self._rng)
 
     def renewal(self, attempt: int, lifetime: float) -> float:
-        return retransmission.pcp_renewal(attempt, lifetime, self._rng)
+        return schedules.pcp_renewal(attempt, lifetime, self._rng)
 
     def new_epoch(self) -> EpochCheck:
         return PcpEpoch()

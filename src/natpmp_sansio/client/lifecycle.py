@@ -13,11 +13,11 @@ from collections import Counter
 
 import attrs
 
+from ..events import Address, MappingChanged, MappingFailed, MappingGranted, MappingId, MappingRenewed
+from ..wire import pcp
+from ..wire.fields import Endpoint, IPAddress, Protocol, Value
 from .dialects import Dialect, MapAnswer
-from .events import Address, MappingChanged, MappingFailed, MappingGranted, MappingId, MappingRenewed
-from .wire import pcp
-from .wire.fields import Endpoint, IPAddress, Protocol, Value
-from .wishes import Wish
+from .spec import Wish
 
 
 class MappingState(enum.Enum):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from .addresses import is_behind_nat, is_shared
+from ..events import Address, Finding, ProbeCompleted, Reason
+from ..wire.fields import IPAddress
+from .address_scope import is_behind_nat, is_shared
 from .dialects import Dialect
-from .events import Address, Finding, ProbeCompleted, Reason
-from .wire.fields import IPAddress
 
 
 def reason_of(address: IPAddress) -> Reason | None:

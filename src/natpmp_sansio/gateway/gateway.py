@@ -11,10 +11,11 @@ from ipaddress import IPv4Address, IPv6Address
 
 import attrs
 
-from .config import GatewayConfig
-from .core import Machine, checked_peer, peer_key
-from .errors import DecodeError, LocalProtocolError
-from .events import (
+from ..config import GatewayConfig
+from ..core.machine import Machine
+from ..core.socket_address import checked_peer, peer_key
+from ..errors import DecodeError, LocalProtocolError
+from ..events import (
     Address,
     MappingCreated,
     MappingDeleted,
@@ -23,11 +24,8 @@ from .events import (
     MappingKind,
     MappingRefreshed,
 )
-from .quirks import Quirk, distort, preempt, spoken
-from .retransmission import announcement_times
-from .table import SCTP, Entry, Internal, MappingTable, Wanted, is_concrete
-from .wire import is_response, natpmp, pcp
-from .wire.fields import (
+from ..wire import is_response, natpmp, pcp
+from ..wire.fields import (
     CLIENT_PORT,
     MAX_LIFETIME,
     MULTICAST_V4,
@@ -40,6 +38,9 @@ from .wire.fields import (
     to_address,
     unpack_address,
 )
+from .notices import announcement_times
+from .quirks import Quirk, distort, preempt, spoken
+from .table import SCTP, Entry, Internal, MappingTable, Wanted, is_concrete
 
 PolicyRequest = (
     natpmp.ExternalAddressRequest | natpmp.MapRequest | pcp.AnnounceRequest | pcp.MapRequest | pcp.PeerRequest

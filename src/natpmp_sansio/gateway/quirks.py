@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection
 
-from .wire import natpmp, pcp
+from ..wire import natpmp, pcp
 
 
 class Quirk(enum.Enum):

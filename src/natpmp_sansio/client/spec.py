@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import attrs
 
-from .errors import LocalProtocolError
-from .wire import pcp
-from .wire.fields import MAX_LIFETIME, Endpoint, IPAddress, Protocol, Value, any_address, to_address, to_protocol
-from .wire.natpmp import DEFAULT_LIFETIME
+from ..errors import LocalProtocolError
+from ..wire import pcp
+from ..wire.fields import MAX_LIFETIME, Endpoint, IPAddress, Protocol, Value, any_address, to_address, to_protocol
+from ..wire.natpmp import DEFAULT_LIFETIME
 
 Target = tuple[typing.Any, ...]
 

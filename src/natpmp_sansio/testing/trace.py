@@ -9,8 +9,9 @@ from collections.abc import Iterable
 
 import attrs
 
-from .errors import LocalProtocolError
-from .events import (
+from ..core.socket_address import parse_socket_address, show_address
+from ..errors import LocalProtocolError
+from ..events import (
     Address,
     Event,
     MappingChanged,
@@ -26,8 +27,8 @@ from .events import (
     MappingReleased,
     MappingRenewed,
 )
-from .wire import describe
-from .wire.fields import Endpoint
+from ..wire import describe
+from ..wire.fields import Endpoint
 
 
 @attrs.frozen(kw_only=True)
@@ -80,14 +81,6 @@ Packet = tuple[float, Address, Address, bytes]
 """When, from where, to where, and what."""
 
 REPLACED = "is replaced"
-
-
-def show_address(address: Address) -> str:
-    """`192.168.1.1:5351` or `[fe80::1%2]:5351`."""
-    if ":" not in address[0]:
-        return f"{address[0]}:{address[1]}"
-    scope = f"%{address[3]}" if len(address) == 4 and address[3] else ""
-    return f"[{address[0]}{scope}]:{address[1]}"
 
 
 def show_time(at: float) -> str:
@@ -150,18 +143,10 @@ def read_transcript(text: str) -> list[Packet]:
             if sign == "<":
                 there, octets, *_ = rest.split(maxsplit=2)
                 data = b"" if octets == "-" else bytes.fromhex(octets)
-                heard.append((at, _read_address(there), _read_address(host), data))
+                heard.append((at, parse_socket_address(there), parse_socket_address(host), data))
         except ValueError:
             raise LocalProtocolError(f"no line of a transcript: {line!r}") from None
     return heard
-
-
-def _read_address(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    if not host.startswith("["):
-        return (host, int(port))
-    host, _, scope = host.strip("[]").partition("%")
-    return (host, int(port), 0, int(scope or 0))
 
 
 # --- the lives of mappings

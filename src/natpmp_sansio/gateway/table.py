@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import attrs
 
-from .config import GatewayConfig
-from .events import Address, MappingId, MappingKind
-from .wire.fields import CLIENT_PORT, SERVER_PORT, Endpoint, IPAddress, Protocol
-from .wire.options import Filter
+from ..config import GatewayConfig
+from ..events import Address, MappingId, MappingKind
+from ..wire.fields import CLIENT_PORT, SERVER_PORT, Endpoint, IPAddress, Protocol
+from ..wire.options import Filter
 
 SCTP = 132
 
