@@ -43,7 +43,7 @@ FAULTS: tuple[Fault, ...] = (
         "            mapping.maybe_there = True\n            if purpose",
         (
             "            mapping.maybe_there = True\n"
-            "            wish = mapping.wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))\n"
+            "            spec = mapping.spec = attrs.evolve(spec, nonce=self._rng.randbytes(12))\n"
             "            if purpose"
         ),
     ),
@@ -106,16 +106,16 @@ FAULTS: tuple[Fault, ...] = (
     (
         "delete with port",
         DIALECTS,
-        "attrs.evolve(wish, options=kept), 0, zeros",
-        "attrs.evolve(wish, options=kept), wish.external.port, zeros",
+        "attrs.evolve(spec, options=kept), 0, zeros",
+        "attrs.evolve(spec, options=kept), spec.external.port, zeros",
     ),
     (
         "nonce not compared",
         KEEPER,
         "found = self._by_nonce.get(answer.nonce)\n",
         (
-            "found = next((m for m in self._wanted.values() if m.wish.internal_port == answer.internal_port), None)\n"
-            "            answer = attrs.evolve(answer, nonce=found.wish.nonce if found else b'')\n"
+            "found = next((m for m in self._wanted.values() if m.spec.internal_port == answer.internal_port), None)\n"
+            "            answer = attrs.evolve(answer, nonce=found.spec.nonce if found else b'')\n"
         ),
     ),
     (
@@ -124,14 +124,14 @@ FAULTS: tuple[Fault, ...] = (
         "            self._emit(mapping.news(self.gateway))\n",
         (
             "            is_renewal, event = mapping.told == mapping.external, mapping.news(self.gateway)\n"
-            "            if mapping.wish.internal_port != 81 or not is_renewal:\n                self._emit(event)\n"
+            "            if mapping.spec.internal_port != 81 or not is_renewal:\n                self._emit(event)\n"
         ),
     ),
     (
         "lease believed too long",
         KEEPER,
         "float(min(answer.lifetime, self._config.max_lifetime))",
-        "float(max(answer.lifetime, mapping.wish.lifetime))",
+        "float(max(answer.lifetime, mapping.spec.lifetime))",
     ),
     (
         "version error believed always",
@@ -145,7 +145,7 @@ FAULTS: tuple[Fault, ...] = (
         "            self._report(MappingReleased, mapping, confirmed=confirmed)\n",
         (
             "            self._report(MappingReleased, mapping, confirmed=confirmed)\n"
-            "            if mapping.wish.internal_port == 81:\n"
+            "            if mapping.spec.internal_port == 81:\n"
             "                self._report(MappingReleased, mapping, confirmed=confirmed)\n"
         ),
     ),
@@ -167,7 +167,7 @@ FAULTS: tuple[Fault, ...] = (
         "is_taken or now < self._hold_new_until",
         "is_taken",
     ),
-    ("a port that is taken asked for again", KEEPER, "mapping.suggest(wish.external.address, 0)", "pass"),
+    ("a port that is taken asked for again", KEEPER, "mapping.suggest(spec.external.address, 0)", "pass"),
     ("renewals too close", DIALECTS, "renewal_gap = schedules.MIN_RENEWAL_GAP", "renewal_gap = 0.0"),
     ("renewal too early", SCHEDULE, "lifetime * (1.0 - 0.5**attempt)", "lifetime * (1.0 - 0.6**attempt)"),
     (
@@ -225,8 +225,8 @@ FAULTS: tuple[Fault, ...] = (
     (
         "until ignored",
         CLIENT,
-        "            self._timers.set((Timer.DEADLINE, mapping), mapping.wish.until)",
-        "            self._timers.set((Timer.DEADLINE, mapping), mapping.wish.until + 1.0)",
+        "            self._timers.set((Timer.DEADLINE, mapping), mapping.spec.until)",
+        "            self._timers.set((Timer.DEADLINE, mapping), mapping.spec.until + 1.0)",
     ),
     (
         "a request that is doubled when the version changes",

@@ -267,14 +267,14 @@ class Watched:
         self.known[mapping] = self.wanted[target] = known = Known(id=mapping, target=target, until=until)
         return known
 
-    def map(self, target: Target, life: float | None = None, **wish: typing.Any) -> None:
+    def map(self, target: Target, life: float | None = None, **parameters: typing.Any) -> None:
         until = None if life is None else self.clock + life
 
         def act(client: Client, now: float) -> MappingId:
             protocol, port, *peer = target
             if peer:
-                return client.map_peer(protocol, port, peer[0], now, until=until, **wish)
-            return client.map_port(protocol, port, now, until=until, **wish)
+                return client.map_peer(protocol, port, peer[0], now, until=until, **parameters)
+            return client.map_port(protocol, port, now, until=until, **parameters)
 
         if target in self.wanted or self.is_closing:
             self.refuses(act)
@@ -282,11 +282,11 @@ class Watched:
         self.want(self.command(act), target, until)
         self.drain(self.clock)
 
-    def map_pair(self, port: int, **wish: typing.Any) -> None:
+    def map_pair(self, port: int, **parameters: typing.Any) -> None:
         if (TCP, port) in self.wanted or (UDP, port) in self.wanted or self.is_closing:
-            self.refuses(lambda client, now: client.map_pair(port, now, **wish))
+            self.refuses(lambda client, now: client.map_pair(port, now, **parameters))
             return
-        tcp_id, udp_id = self.command(lambda client, now: client.map_pair(port, now, **wish))
+        tcp_id, udp_id = self.command(lambda client, now: client.map_pair(port, now, **parameters))
         udp, tcp = self.want(udp_id, (UDP, port), None), self.want(tcp_id, (TCP, port), None)
         udp.twin, tcp.twin = tcp, udp
         self.pairs.append((tcp, udp))

@@ -362,7 +362,7 @@ def test_a_gateway_that_was_unreachable_has_not_recovered_when_another_answers()
 
 
 def test_forged_signs_of_life_start_no_more_requests_than_a_recovery_may() -> None:
-    """11. Sixteen wishes at a closed port: each of a hundred announcements drew sixteen datagrams."""
+    """11. Sixteen mappings at a closed port: each of a hundred announcements drew sixteen datagrams."""
     client = make_client((2,))
     for port in range(16):
         client.map_port(TCP, 100 + port, 0.0)
@@ -507,7 +507,7 @@ def test_an_end_in_the_past_of_the_clients_clock_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "wishes", "complaint"),
+    ("now", "parameters", "complaint"),
     [
         ("x", {"until": 5.0}, "now must be a finite number of seconds, not 'x'"),
         (10**400, {}, "now must be a finite number of seconds, not 1000"),
@@ -517,12 +517,12 @@ def test_an_end_in_the_past_of_the_clients_clock_is_refused() -> None:
     ],
 )
 def test_what_is_of_a_wrong_type_is_a_mistake_of_the_callers(
-    now: typing.Any, wishes: dict[str, typing.Any], complaint: str
+    now: typing.Any, parameters: dict[str, typing.Any], complaint: str
 ) -> None:
     """13. TypeError and OverflowError."""
     client = make_client()
     with pytest.raises(LocalProtocolError, match=complaint):
-        client.map_port(TCP, 80, now, **wishes)
+        client.map_port(TCP, 80, now, **parameters)
     assert client.mappings == ()
 
 

@@ -47,13 +47,13 @@ from natpmp_sansio import (
     MappingRenewed,
     MappingState,
     Multiplexer,
-    Oddity,
     ProbeCompleted,
     Protocol,
     Quirk,
     Reason,
     Rejected,
     Timer,
+    Tolerated,
     VersionNegotiated,
     decode,
     natpmp,
@@ -796,7 +796,7 @@ def test_an_announcement_that_shows_no_loss_is_confirmed_once_for_all_its_copies
     assert len([at for at, _ in sends_of(sim) if at > 1000.0]) == 2
     assert len(gateway.mappings) == 2
     assert events_of(sim, GatewayRestarted) == []
-    assert client.stats.tolerated == {Oddity.QUIET_ANNOUNCEMENT: 1}
+    assert client.stats.tolerated == {Tolerated.QUIET_ANNOUNCEMENT: 1}
     assert [at for at, event in sim.events if isinstance(event, MappingRenewed)] == [1002.875, 1002.875]
 
 

@@ -53,7 +53,6 @@ from natpmp_sansio import (
     MappingExpired,
     MappingRefreshed,
     MappingRenewed,
-    Oddity,
     PairSplit,
     ProbeCompleted,
     Protocol,
@@ -61,6 +60,7 @@ from natpmp_sansio import (
     Reason,
     Rejected,
     SendDatagram,
+    Tolerated,
     decode,
     natpmp,
     pcp,
@@ -138,7 +138,7 @@ class Story:
         return [(at, describe(data)) for at, data in sends_of(self.sim)]
 
     @property
-    def tolerated(self) -> dict[Oddity, int]:
+    def tolerated(self) -> dict[Tolerated, int]:
         return dict(self.client.stats.tolerated)
 
     @property
@@ -159,9 +159,9 @@ def heard(client: Client, *datagrams: bytes, now: float = 0.0, source: Address =
     return [event.describe() for event in events] + [describe(data) for data in sent]
 
 
-def asked(client: Client, **wish: typing.Any) -> bytes:
+def asked(client: Client, **parameters: typing.Any) -> bytes:
     """The request for TCP 8080."""
-    client.map_port(TCP, 8080, 0.0, **wish)
+    client.map_port(TCP, 8080, 0.0, **parameters)
     (request,), _ = drain(client)
     return request
 
@@ -177,7 +177,7 @@ def test_any_version_error_of_nat_pmp_leads_to_nat_pmp_at_once(error: str, rest:
     asked(client)
     assert heard(client, bytes.fromhex(error + rest)) == [NAT_PMP[1], ask()]
     is_short_of_a_bit = error in ("00010001", "00600001")
-    assert client.stats.tolerated.get(Oddity.RESPONSE_BIT_MISSING, 0) == is_short_of_a_bit
+    assert client.stats.tolerated.get(Tolerated.RESPONSE_BIT_MISSING, 0) == is_short_of_a_bit
 
 
 @pytest.mark.field("FQ-01")
@@ -193,11 +193,11 @@ def test_a_version_error_of_another_opcode_without_the_response_bit_is_nothing_i
 @pytest.mark.parametrize(
     ("quirk", "tolerated"),
     [
-        (Quirk.PCP_ONLY_TRUNCATED, {Oddity.FRAGMENT: 1, Oddity.IRREGULAR: 1}),
-        (Quirk.VERSION_ERROR_LITERAL_COPY, {Oddity.IRREGULAR: 1}),
+        (Quirk.PCP_ONLY_TRUNCATED, {Tolerated.FRAGMENT: 1, Tolerated.IRREGULAR: 1}),
+        (Quirk.VERSION_ERROR_LITERAL_COPY, {Tolerated.IRREGULAR: 1}),
     ],
 )
-def test_octets_of_pcp_in_answer_to_nat_pmp_lead_to_pcp(quirk: Quirk, tolerated: dict[Oddity, int]) -> None:
+def test_octets_of_pcp_in_answer_to_nat_pmp_lead_to_pcp(quirk: Quirk, tolerated: dict[Tolerated, int]) -> None:
     story = Story(quirk, versions=(0, 2))
     story.client.map_port(TCP, 8080, 0.0)
     assert story.until(60.0).told == [PCP, ADDRESS, GRANT]
@@ -211,7 +211,7 @@ def test_two_octets_of_pcp_in_answer_to_a_question_show_that_it_is_spoken() -> N
     story.client.probe(0.0)
     (completed,) = events_of(story.until(10.0).sim, ProbeCompleted)
     assert completed.versions == (2,)
-    assert story.tolerated == {Oddity.FRAGMENT: 1}
+    assert story.tolerated == {Tolerated.FRAGMENT: 1}
 
 
 @pytest.mark.field("FQ-02")
@@ -323,7 +323,7 @@ def test_answers_without_the_response_bit_are_accepted_while_they_are_awaited() 
     story = Story(Quirk.RESPONSE_BIT_MISSING, versions=(0,))
     story.client.map_port(TCP, 8080, 0.0)
     assert story.until(1.0).told == [NAT_PMP, ADDRESS, GRANT]
-    assert story.tolerated == {Oddity.RESPONSE_BIT_MISSING: 2}
+    assert story.tolerated == {Tolerated.RESPONSE_BIT_MISSING: 2}
     unasked = b"\0\0" + natpmp_answer(b"\0\0")[2:]
     assert story.sim.inject(story.client, unasked, SERVER) is False
 
@@ -342,7 +342,7 @@ def test_an_unknown_result_code_is_a_refusal_and_keeps_its_number(versions: tupl
     story = Story(Quirk.UNKNOWN_RESULT_CODES, versions=versions, of_gateway={"allow_map": False})
     story.client.map_port(TCP, 8080, 0.0)
     assert story.until(1.0).told[1:] == [(0.0, refused(Reason.OTHER, 66))]
-    assert (story.retry_at, story.tolerated) == (1800.0, {Oddity.UNKNOWN_RESULT: 1})
+    assert (story.retry_at, story.tolerated) == (1800.0, {Tolerated.UNKNOWN_RESULT: 1})
 
 
 @pytest.mark.field("FQ-08", "MU-09", "MU-37")
@@ -375,7 +375,7 @@ def test_an_error_lasts_30_seconds_at_least_and_half_an_hour_at_most(lifetime: i
                 client.receive_datagram(refusal, SERVER, at)
     sim.run_until(61.0)
     assert [at for at, _ in sends_of(sim)] == retries
-    assert client.stats.tolerated == ({Oddity.SHORT_ERROR: 3} if lifetime == 0 else {})
+    assert client.stats.tolerated == ({Tolerated.SHORT_ERROR: 3} if lifetime == 0 else {})
     if lifetime == 86400:
         assert client.mappings[0].retry_at == 1800.0
 
@@ -453,7 +453,7 @@ def test_of_a_port_that_was_cut_nothing_is_told_and_the_mapping_is_deleted_in_th
     mapping = story.client.map_port(TCP, 8080, 0.0)
     no = refused(Reason.UNUSABLE_GRANT, 0)
     assert story.until(100.0).told == [(0.0, no), (30.0, no), (90.0, no)]
-    assert (story.retry_at, story.tolerated) == (210.0, {Oddity.PORT_CUT: 3})
+    assert (story.retry_at, story.tolerated) == (210.0, {Tolerated.PORT_CUT: 3})
     assert externals(story.gateway) == [f"{EXTERNAL}:2048"]
     story.client.unmap(mapping, 100.0)
     assert story.until(101.0).sent[-1] == (100.0, DELETE)
@@ -490,7 +490,7 @@ def test_a_success_that_cannot_be_used_is_asked_for_ever_more_rarely_and_deleted
         (at, refused(Reason.UNUSABLE_GRANT, 0)) for at in refusals
     ]
     assert story.retry_at == refusals[-1] + 120.0
-    assert story.tolerated == {Oddity.UNUSABLE_GRANT: 3}
+    assert story.tolerated == {Tolerated.UNUSABLE_GRANT: 3}
     story.client.unmap(mapping, 100.0)
     assert story.until(101.0).told[-1] == (100.0, "TCP port 8080 was released")
     assert externals(story.gateway) == []
@@ -525,7 +525,7 @@ def test_a_lease_of_years_is_believed_for_a_day_and_renewed_after_half_of_it(lif
     story.until(43200.0)
     assert next(line for line in story.sent if line[0] > 1.0) == (43200.0, ask(2048, lifetime))
     assert externals(story.gateway) == [f"{EXTERNAL}:2048"]
-    assert story.tolerated == {Oddity.LONG_LIFETIME: 2}
+    assert story.tolerated == {Tolerated.LONG_LIFETIME: 2}
 
 
 @pytest.mark.field("MU-42")
@@ -558,7 +558,7 @@ def test_octets_behind_an_answer_of_nat_pmp_are_counted_and_passed_over(strict: 
     story = Story(Quirk.TRAILING_OCTETS, versions=(0,), strict=strict)
     story.client.map_port(TCP, 8080, 0.0)
     assert story.until(1.0).told == [NAT_PMP, ADDRESS, GRANT]
-    assert (story.tolerated, story.rejected) == ({Oddity.IRREGULAR: 2}, {})
+    assert (story.tolerated, story.rejected) == ({Tolerated.IRREGULAR: 2}, {})
 
 
 @pytest.mark.field("FQ-34", "FQ-35", "MU-32")
@@ -579,7 +579,7 @@ def test_reserved_octets_that_come_back_are_counted_and_passed_over() -> None:
     grant = bytearray(answer(asked(client)))
     grant[37:40] = b"abc"  # behind the protocol
     assert heard(client, bytes(grant))[-1] == f"TCP port 8080 is open at {EXTERNAL}:40000 for 7200 s"
-    assert client.stats.tolerated == {Oddity.IRREGULAR: 1}
+    assert client.stats.tolerated == {Tolerated.IRREGULAR: 1}
 
 
 # --- any port, as some VPNs understand it
@@ -814,7 +814,7 @@ def test_another_port_than_the_only_one_that_was_wanted_is_given_back(quirk: Qui
     request = ask_pcp("0.0.0.0 port 7000", more=", PREFER_FAILURE")
     assert story.sent == [(0.0, request), (3.0, request), (3.0, PCP_DELETE)]
     assert externals(story.gateway) == [f"{EXTERNAL}:7000"]
-    assert (story.retry_at, story.tolerated) == (1803.0, {Oddity.PREFERENCE_IGNORED: 1})
+    assert (story.retry_at, story.tolerated) == (1803.0, {Tolerated.PREFERENCE_IGNORED: 1})
     assert story.rejected == {Rejected.OTHER_ENDPOINT: 2}
 
 
@@ -835,7 +835,7 @@ def test_each_move_of_a_port_is_told_with_both_ports_and_counted() -> None:
     moves = events_of(story.until(100.0).sim, MappingChanged)
     assert times_of(story.sim, MappingChanged) == [30.0, 60.0, 90.0]
     assert [(move.old.port, move.new.port) for move in moves] == [(2048, 2049), (2049, 2050), (2050, 2051)]
-    assert story.tolerated == {Oddity.PORT_MOVED: 3}
+    assert story.tolerated == {Tolerated.PORT_MOVED: 3}
 
 
 @pytest.mark.field("FQ-14", "MU-16")
@@ -910,7 +910,7 @@ def test_a_busy_port_is_asked_for_without_a_port_at_once(versions: tuple[int, ..
     story.client.map_port(TCP, 8080, 0.0, external_port=7000)
     requests = [ask(7000), ask()] if 0 in versions else [ask_pcp("0.0.0.0 port 7000"), ask_pcp()]
     assert story.until(1.0).sent[:2] == [(0.0, request) for request in requests]
-    assert (story.told[-1], story.tolerated) == (GRANT, {Oddity.PORT_BUSY: 1})
+    assert (story.told[-1], story.tolerated) == (GRANT, {Tolerated.PORT_BUSY: 1})
 
 
 @pytest.mark.field("FQ-46")
@@ -994,7 +994,7 @@ def test_optional_options_that_a_gateway_stumbles_over_are_left_out_at_once() ->
     request = asked(client, options=(pcp.Description("abc"),))
     malformed = answer(request, result_code=pcp.ResultCode.MALFORMED_OPTION, lifetime=0)
     assert heard(client, malformed) == [PCP[1], ask_pcp()]
-    assert client.stats.tolerated == {Oddity.OPTIONS_REFUSED: 1}
+    assert client.stats.tolerated == {Tolerated.OPTIONS_REFUSED: 1}
 
 
 @pytest.mark.field("MU-27")
@@ -1190,7 +1190,7 @@ def test_a_new_address_that_is_announced_moves_every_mapping_at_once_and_confirm
     ]
     assert told[-1] == (102.5, f"TCP port 8080 stays open at {MOVED}:2048 for 7200 s")
     assert times_of(story.sim, GatewayRestarted) == restarts
-    assert (len(story.sent), story.tolerated) == (3, {Oddity.QUIET_ANNOUNCEMENT: 1})
+    assert (len(story.sent), story.tolerated) == (3, {Tolerated.QUIET_ANNOUNCEMENT: 1})
 
 
 @pytest.mark.field("FQ-42", "MU-43")
@@ -1249,7 +1249,7 @@ def test_announcements_are_taken_from_the_gateway_alone() -> None:
     for data, source in ((in_pcp, STRANGER), (in_nat_pmp, STRANGER), (in_pcp, (SERVER[0], 5350))):
         assert client.receive_datagram(data, source, 10.0) is False
     assert heard(client, in_nat_pmp, now=10.0, source=(SERVER[0], 5350)) == []
-    assert client.stats.tolerated == {Oddity.QUIET_ANNOUNCEMENT: 1}
+    assert client.stats.tolerated == {Tolerated.QUIET_ANNOUNCEMENT: 1}
     assert heard(client, in_pcp, now=10.0) == ["the gateway seems to have restarted: all mappings are asked for again"]
     assert client.next_timeout() == 12.5
 
@@ -1273,7 +1273,7 @@ def test_an_announcement_for_no_visible_reason_confirms_every_mapping() -> None:
     story.sim.at(1000.0, story.gateway.reboot)
     told = story.until(1300.0).told
     assert told[3:] == [(1002.5, f"TCP port 8080 stays open at {EXTERNAL}:2048 for 7200 s")]
-    assert story.tolerated == {Oddity.QUIET_ANNOUNCEMENT: 1}
+    assert story.tolerated == {Tolerated.QUIET_ANNOUNCEMENT: 1}
     assert externals(story.gateway) == [f"{EXTERNAL}:2048"]
 
 
@@ -1400,7 +1400,7 @@ def test_what_another_program_took_over_is_let_go_unconfirmed() -> None:
     story.until(2.0).client.unmap(mapping, 2.0)
     unsure = "TCP port 8080 was released, though the gateway did not confirm it"
     assert story.until(60.0).told[-1] == (2.0, unsure)
-    assert (story.tolerated, externals(story.gateway)) == ({Oddity.DELETE_REFUSED: 1}, [f"{EXTERNAL}:2048"])
+    assert (story.tolerated, externals(story.gateway)) == ({Tolerated.DELETE_REFUSED: 1}, [f"{EXTERNAL}:2048"])
 
 
 @pytest.mark.field("MU-07", "MU-44")
@@ -1455,7 +1455,7 @@ def test_a_repeated_delete_that_fails_is_done_and_nothing_is_asked_for_30_second
     unsure = "TCP port 8080 was released, though the gateway did not confirm it"
     assert story.until(60.0).told[3:] == [(4.0, unsure), (34.0, f"UDP port 9 is open at {EXTERNAL}:2048 for 7200 s")]
     assert story.sent[1:] == [(1.0, PCP_DELETE), (4.0, PCP_DELETE), (34.0, ask_pcp(what="UDP 9"))]
-    assert story.tolerated == {Oddity.DELETE_REFUSED: 1}
+    assert story.tolerated == {Tolerated.DELETE_REFUSED: 1}
 
 
 @pytest.mark.field("FQ-29", "MU-23")
@@ -1525,7 +1525,7 @@ def test_a_delete_that_is_not_authorized_lets_the_mapping_go_unconfirmed() -> No
     refusal = answer(request, result_code=NOT_AUTHORIZED, lifetime=0)
     unsure = "TCP port 8080 was released, though the gateway did not confirm it"
     assert heard(client, refusal, now=1.0) == [unsure]
-    assert client.stats.tolerated == {Oddity.DELETE_REFUSED: 1}
+    assert client.stats.tolerated == {Tolerated.DELETE_REFUSED: 1}
     assert client.next_timeout() is None
 
 
@@ -1556,7 +1556,7 @@ HEAD = """\
 
 Written by `python tests/test_field.py` from tests/requirements/field.csv and the stories of tests/test_field.py; not to
 be edited. FQ are things seen at gateways of many makers, MU what miniupnpd 2.3.1 does. Where there is no story, the
-third column says whose the matter is. `Oddity` says which of it is counted, and what `Config(strict=True)` turns off.
+third column says whose the matter is. `Tolerated` says what of it is counted and what `Config(strict=True)` turns off.
 
 | row | seen | what the client does | shown by |
 | --- | --- | --- | --- |

@@ -41,7 +41,7 @@ from .events import (
 )
 from .gateway.gateway import Gateway, GatewayMapping
 from .gateway.quirks import Quirk
-from .stats import Oddity, Rejected, Stats
+from .stats import Rejected, Stats, Tolerated
 from .wire import decode, natpmp, pcp
 from .wire.fields import Endpoint, Protocol
 
@@ -87,7 +87,6 @@ __all__ = [
     "MappingState",
     "Multiplexer",
     "NatPmpError",
-    "Oddity",
     "Output",
     "PairSplit",
     "ProbeCompleted",
@@ -99,6 +98,7 @@ __all__ = [
     "Stats",
     "Timer",
     "TimerInfo",
+    "Tolerated",
     "VersionNegotiated",
     "decode",
     "natpmp",

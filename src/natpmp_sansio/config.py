@@ -42,7 +42,7 @@ class Config(Value):
 
     versions: the protocols to speak, the preferred one first: 2 is PCP, 0 is NAT-PMP.
     strict: go by the letter of the RFCs. NAT-PMP is spoken after a version error only, never after silence, and from
-        private addresses only; `Oddity` says what else is not put up with.
+        private addresses only; `Tolerated` says what else is not put up with.
     window: how many PCP requests may wait for their answers at once. In NAT-PMP it is always one.
     fallback_delay: how long a gateway may be silent to PCP before it is asked in NAT-PMP as well. At most 2.5 s: a PCP
         renewal is a single packet, whose answer is waited for hardly longer.

@@ -1,4 +1,4 @@
-"""What a client counts: the datagrams that it did not act on, and the oddities that it put up with."""
+"""What a client counts: the datagrams that it did not act on, and the faults of gateways that it tolerated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Rejected(enum.Enum):
     OVERFLOW = "more than a thousand outputs wait to be taken"
 
 
-class Oddity(enum.Enum):
+class Tolerated(enum.Enum):
     """What the gateway did that no RFC allows, or that needs care, and that the client put up with.
 
     With `Config(strict=True)` it does not put up with those that are marked so.
@@ -50,5 +50,5 @@ class Stats(Value):
     """How often what happened; what is not there has not. `clock_backwards` counts readings before the last one."""
 
     rejected: Mapping[Rejected, int]
-    tolerated: Mapping[Oddity, int]
+    tolerated: Mapping[Tolerated, int]
     clock_backwards: int

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 
 from ..client.client import Client
 from ..client.lifecycle import Mapping
-from ..client.spec import Wishes
+from ..client.spec import MappingParameters
 from ..core import Core
 from ..events import Event, MappingId, ProbeCompleted
 from ..gateway.gateway import Gateway
@@ -109,17 +109,22 @@ class AsyncClient(Driven[Client], ClientView):
     _station: ClientStation
 
     async def map_port(
-        self, protocol: Protocol | int, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
+        self,
+        protocol: Protocol | int,
+        internal_port: int,
+        *,
+        timeout: float = 30.0,
+        **parameters: typing.Unpack[MappingParameters],
     ) -> Mapping:
         """A mapping that holds, and is kept until `unmap` or the end of the block. See `Client.map_port`."""
-        return (await self._wait(lambda: self._station.map_port(protocol, internal_port, wishes), timeout))[0]
+        return (await self._wait(lambda: self._station.map_port(protocol, internal_port, parameters), timeout))[0]
 
     async def keep_port(
-        self, protocol: Protocol | int, internal_port: int, **wishes: typing.Unpack[Wishes]
+        self, protocol: Protocol | int, internal_port: int, **parameters: typing.Unpack[MappingParameters]
     ) -> MappingId:
         """The same without waiting; `events()` tells what comes of it."""
         await self._runtime.checkpoint()
-        return self._station.keep_port(protocol, internal_port, wishes)
+        return self._station.keep_port(protocol, internal_port, parameters)
 
     async def map_peer(
         self,
@@ -128,16 +133,18 @@ class AsyncClient(Driven[Client], ClientView):
         remote: tuple[str | IPAddress, int],
         *,
         timeout: float = 30.0,
-        **wishes: typing.Unpack[Wishes],
+        **parameters: typing.Unpack[MappingParameters],
     ) -> Mapping:
         """The mapping of one flow, kept alive (PCP). See `Client.map_peer`."""
-        return (await self._wait(lambda: self._station.map_peer(protocol, internal_port, remote, wishes), timeout))[0]
+        return (await self._wait(lambda: self._station.map_peer(protocol, internal_port, remote, parameters), timeout))[
+            0
+        ]
 
     async def map_pair(
-        self, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
+        self, internal_port: int, *, timeout: float = 30.0, **parameters: typing.Unpack[MappingParameters]
     ) -> tuple[Mapping, Mapping]:
         """TCP and UDP, on one external port if the gateway can. See `Client.map_pair`."""
-        tcp, udp = await self._wait(lambda: self._station.map_pair(internal_port, wishes), timeout)
+        tcp, udp = await self._wait(lambda: self._station.map_pair(internal_port, parameters), timeout)
         return tcp, udp
 
     async def unmap(self, mapping: Mapping | MappingId) -> bool:

@@ -13,7 +13,7 @@ import weakref
 
 from ..client.client import Client
 from ..client.lifecycle import Mapping
-from ..client.spec import Wishes
+from ..client.spec import MappingParameters
 from ..config import Config
 from ..core import Core, HostCore
 from ..core.socket_address import ip_of, peers_of
@@ -248,21 +248,27 @@ class ClientStation(Station[Client]):
 
     # --- commands
 
-    def keep_port(self, protocol: Protocol | int, internal_port: int, wishes: Wishes) -> MappingId:
-        mapping = self.core.map_port(protocol, internal_port, self.now(), **wishes)
+    def keep_port(self, protocol: Protocol | int, internal_port: int, parameters: MappingParameters) -> MappingId:
+        mapping = self.core.map_port(protocol, internal_port, self.now(), **parameters)
         self.pump()
         return mapping
 
-    def map_port(self, protocol: Protocol | int, internal_port: int, wishes: Wishes) -> Wait[tuple[Mapping, ...]]:
-        return self._grant(self.core.map_port(protocol, internal_port, self.now(), **wishes))
+    def map_port(
+        self, protocol: Protocol | int, internal_port: int, parameters: MappingParameters
+    ) -> Wait[tuple[Mapping, ...]]:
+        return self._grant(self.core.map_port(protocol, internal_port, self.now(), **parameters))
 
     def map_peer(
-        self, protocol: Protocol | int, internal_port: int, remote: tuple[str | IPAddress, int], wishes: Wishes
+        self,
+        protocol: Protocol | int,
+        internal_port: int,
+        remote: tuple[str | IPAddress, int],
+        parameters: MappingParameters,
     ) -> Wait[tuple[Mapping, ...]]:
-        return self._grant(self.core.map_peer(protocol, internal_port, remote, self.now(), **wishes))
+        return self._grant(self.core.map_peer(protocol, internal_port, remote, self.now(), **parameters))
 
-    def map_pair(self, internal_port: int, wishes: Wishes) -> Wait[tuple[Mapping, ...]]:
-        return self._grant(*self.core.map_pair(internal_port, self.now(), **wishes))
+    def map_pair(self, internal_port: int, parameters: MappingParameters) -> Wait[tuple[Mapping, ...]]:
+        return self._grant(*self.core.map_pair(internal_port, self.now(), **parameters))
 
     def unmap(self, mapping: MappingId | Mapping) -> bool:
         released = self.core.unmap(mapping.id if isinstance(mapping, Mapping) else mapping, self.now())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from ..client.client import Client
 from ..client.lifecycle import Mapping
-from ..client.spec import Wishes
+from ..client.spec import MappingParameters
 from ..core import Core
 from ..events import Event, MappingId, ProbeCompleted
 from ..gateway.gateway import Gateway
@@ -115,21 +115,27 @@ class ClientCalls(ClientView):
     """
 
     def map_port(
-        self, protocol: Protocol | int, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
+        self,
+        protocol: Protocol | int,
+        internal_port: int,
+        *,
+        timeout: float = 30.0,
+        **parameters: typing.Unpack[MappingParameters],
     ) -> Mapping:
         """Ask for a mapping and wait until it holds. It is kept until `unmap`, or the end of the block."""
-        (mapping,) = self._wait(lambda: self._station.map_port(protocol, internal_port, wishes), timeout)
-        return mapping
+        return self._wait(lambda: self._station.map_port(protocol, internal_port, parameters), timeout)[0]
 
-    def keep_port(self, protocol: Protocol | int, internal_port: int, **wishes: typing.Unpack[Wishes]) -> MappingId:
+    def keep_port(
+        self, protocol: Protocol | int, internal_port: int, **parameters: typing.Unpack[MappingParameters]
+    ) -> MappingId:
         """Ask for a mapping and do not wait; `events()` tells what comes of it."""
-        return self._station.keep_port(protocol, internal_port, wishes)
+        return self._station.keep_port(protocol, internal_port, parameters)
 
     def map_pair(
-        self, internal_port: int, *, timeout: float = 30.0, **wishes: typing.Unpack[Wishes]
+        self, internal_port: int, *, timeout: float = 30.0, **parameters: typing.Unpack[MappingParameters]
     ) -> tuple[Mapping, Mapping]:
         """Ask for TCP and UDP on one external port, and wait for both."""
-        tcp, udp = self._wait(lambda: self._station.map_pair(internal_port, wishes), timeout)
+        tcp, udp = self._wait(lambda: self._station.map_pair(internal_port, parameters), timeout)
         return tcp, udp
 
     def map_peer(
@@ -139,11 +145,10 @@ class ClientCalls(ClientView):
         remote: tuple[str | IPAddress, int],
         *,
         timeout: float = 30.0,
-        **wishes: typing.Unpack[Wishes],
+        **parameters: typing.Unpack[MappingParameters],
     ) -> Mapping:
         """Learn of, and keep alive, the mapping of one flow, and wait until it holds (PCP)."""
-        (mapping,) = self._wait(lambda: self._station.map_peer(protocol, internal_port, remote, wishes), timeout)
-        return mapping
+        return self._wait(lambda: self._station.map_peer(protocol, internal_port, remote, parameters), timeout)[0]
 
     def unmap(self, mapping: Mapping | MappingId) -> bool:
         """Give a mapping up. False: it is finished already."""

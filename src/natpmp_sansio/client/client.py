@@ -21,7 +21,7 @@ from .keeper import Keeper
 from .lifecycle import Exchange, Mapping, MappingState, Pair, Purpose, Timer, Tracked
 from .probe import Diagnosis
 from .snapshot import Saved, read_snapshot, write_snapshot
-from .spec import Target, Wish, Wishes, checked_wish, require_no_overlap
+from .spec import MappingParameters, MappingSpec, Target, require_no_overlap
 from .versions import Speech
 
 
@@ -175,7 +175,7 @@ class Client(Keeper):
         already, a value is out of range, or the client is closed.
         RFC: 6886 section 3.3, 6887 section 11.2.
         """
-        wish = checked_wish(
+        spec = MappingSpec.from_parameters(
             self._local,
             protocol,
             internal_port,
@@ -185,7 +185,7 @@ class Client(Keeper):
             until=until,
             options=options,
         )
-        (mapping,) = self._want([wish], now)
+        (mapping,) = self._want([spec], now)
         self._pump(self._now)
         return mapping.id
 
@@ -195,7 +195,7 @@ class Client(Keeper):
         internal_port: int,
         remote: tuple[str | IPAddress, int],
         now: float,
-        **wishes: typing.Unpack[Wishes],
+        **parameters: typing.Unpack[MappingParameters],
     ) -> MappingId:
         """Learn of, and keep alive, the mapping of one flow from `internal_port` to the `remote` address and port.
 
@@ -211,11 +211,15 @@ class Client(Keeper):
         except (TypeError, ValueError):
             raise LocalProtocolError(f"remote must be an address and a port, not {remote!r}") from None
         peer = Endpoint(to_address(host), port)
-        (mapping,) = self._want([checked_wish(self._local, protocol, internal_port, remote=peer, **wishes)], now)
+        (mapping,) = self._want(
+            [MappingSpec.from_parameters(self._local, protocol, internal_port, remote=peer, **parameters)], now
+        )
         self._pump(self._now)
         return mapping.id
 
-    def map_pair(self, internal_port: int, now: float, **wishes: typing.Unpack[Wishes]) -> tuple[MappingId, MappingId]:
+    def map_pair(
+        self, internal_port: int, now: float, **parameters: typing.Unpack[MappingParameters]
+    ) -> tuple[MappingId, MappingId]:
         """Ask for TCP and UDP of one port, to be kept on one external port, as a unit. The arguments are `map_port`'s.
 
         UDP goes first and TCP asks for the port that UDP got. While they differ, one is deleted and asked for again
@@ -226,7 +230,10 @@ class Client(Keeper):
         Emits: as `map_port`, for each of both; PairSplit.
         Raises: LocalProtocolError, as `map_port`.
         """
-        both = [checked_wish(self._local, each, internal_port, **wishes) for each in (Protocol.UDP, Protocol.TCP)]
+        both = [
+            MappingSpec.from_parameters(self._local, each, internal_port, **parameters)
+            for each in (Protocol.UDP, Protocol.TCP)
+        ]
         udp, tcp = self._want(both, now)
         udp.pair = tcp.pair = Pair(udp, tcp)
         self._pump(self._now)
@@ -350,51 +357,51 @@ class Client(Keeper):
         self._ask_for_everything(now)
         self._pump(now)
 
-    # --- wishes
+    # --- specs
 
-    def _want(self, wishes: list[Wish], now: float) -> list[Tracked]:
+    def _want(self, specs: list[MappingSpec], now: float) -> list[Tracked]:
         """New mappings, once every check has passed."""
         self._require_open()
-        for wish in wishes:
-            if wish.target in self._wanted:
-                raise LocalProtocolError(f"there is a mapping for {wish.protocol!r} port {wish.internal_port} already")
-            others = self._mappings if len(wish.ports) > 1 else self._port_sets
-            require_no_overlap(wish, [other.wish for other in others.values()])
-            if wish.until is not None and not max(self._checked(now), self._now) < wish.until < _NEVER:
-                raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {wish.until!r}")
+        for spec in specs:
+            if spec.target in self._wanted:
+                raise LocalProtocolError(f"there is a mapping for {spec.protocol!r} port {spec.internal_port} already")
+            others = self._mappings if len(spec.ports) > 1 else self._port_sets
+            require_no_overlap(spec, [other.spec for other in others.values()])
+            if spec.until is not None and not max(self._checked(now), self._now) < spec.until < _NEVER:
+                raise LocalProtocolError(f"until must be finite and later than now ({now!r}), not {spec.until!r}")
         now = self._advance(now)
         tracked = []
-        for wish in wishes:
+        for spec in specs:
             self._last_id += 1
-            wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
-            tracked.append(self._track(Tracked(id=MappingId(self._last_id), wish=wish)))
+            spec = attrs.evolve(spec, nonce=self._rng.randbytes(12))
+            tracked.append(self._track(Tracked(id=MappingId(self._last_id), spec=spec)))
         return tracked
 
     def _track(self, mapping: Tracked) -> Tracked:
-        self._mappings[mapping.id] = self._by_nonce[mapping.wish.nonce] = mapping
+        self._mappings[mapping.id] = self._by_nonce[mapping.spec.nonce] = mapping
         if mapping.is_errand:
-            self._releasing.setdefault(mapping.wish.target, mapping)
+            self._releasing.setdefault(mapping.spec.target, mapping)
         else:
-            self._wanted[mapping.wish.target] = mapping
-        if any(isinstance(option, pcp.PortSet) for option in mapping.wish.options):
+            self._wanted[mapping.spec.target] = mapping
+        if any(isinstance(option, pcp.PortSet) for option in mapping.spec.options):
             self._port_sets[mapping.id] = mapping
-        if mapping.wish.until is not None:
-            self._timers.set((Timer.DEADLINE, mapping), mapping.wish.until)
+        if mapping.spec.until is not None:
+            self._timers.set((Timer.DEADLINE, mapping), mapping.spec.until)
         self._tasks.append((Purpose.CREATE, mapping))
         return mapping
 
     def _start_errand(self) -> None:
         """Map the discard port for a moment, to learn the external address from the answer."""
-        wish = checked_wish(self._local, Protocol.UDP, _DISCARD_PORT, lifetime=_ERRAND_LIFETIME)
+        spec = MappingSpec.from_parameters(self._local, Protocol.UDP, _DISCARD_PORT, lifetime=_ERRAND_LIFETIME)
         self._last_id += 1
-        wish = attrs.evolve(wish, nonce=self._rng.randbytes(12))
-        self._track(Tracked(id=MappingId(self._last_id), wish=wish, is_errand=True))
+        spec = attrs.evolve(spec, nonce=self._rng.randbytes(12))
+        self._track(Tracked(id=MappingId(self._last_id), spec=spec, is_errand=True))
 
     def _resume(self, saved: list[Saved], last_id: int, elapsed: float, local: IPAddress, now: float) -> None:
         """Take up the mappings of a snapshot, which were granted to `local`."""
         is_here, targets = local == self._local, set[Target]()
         for each in saved:
-            wish = checked_wish(
+            spec = MappingSpec.from_parameters(
                 self._local,
                 each.protocol,
                 each.internal_port,
@@ -405,20 +412,20 @@ class Client(Keeper):
                 until=None if each.until is None else now + max(0.0, each.until - elapsed),
                 options=each.options,
             )
-            wish = attrs.evolve(wish, nonce=each.nonce, family=each.family)
-            if wish.target in targets or each.nonce in self._by_nonce:
+            spec = attrs.evolve(spec, nonce=each.nonce, family=each.family)
+            if spec.target in targets or each.nonce in self._by_nonce:
                 raise LocalProtocolError(f"a damaged snapshot: mapping {each.id} is there twice")
-            targets.add(wish.target)
+            targets.add(spec.target)
             if not is_here:
-                wish = wish.elsewhere(local.version == self._local.version)
-            mapping = Tracked(id=MappingId(each.id), wish=wish)
+                spec = spec.elsewhere(local.version == self._local.version)
+            mapping = Tracked(id=MappingId(each.id), spec=spec)
             if is_here and each.remaining is not None and each.remaining > elapsed:
                 mapping.maybe_there = True
                 mapping.dialect = self._speech.dialects.get(each.version) if each.version is not None else None
             self._track(mapping)
         for each in saved:
             mapping = self._mappings[MappingId(each.id)]
-            if each.twin is not None and mapping.wish.protocol == Protocol.UDP:
+            if each.twin is not None and mapping.spec.protocol == Protocol.UDP:
                 twin = self._mappings[MappingId(each.twin)]
                 mapping.pair = twin.pair = Pair(mapping, twin)
         self._last_id = last_id
@@ -432,11 +439,11 @@ class Client(Keeper):
     # --- another network
 
     def _leave(self, local: IPAddress, addresses: tuple[Address, ...], speech: Speech, now: float) -> None:
-        """Another gateway or local address: delete what may be deleted from here, and take nothing along but wishes."""
+        """Another gateway or local address: delete what may be deleted from here, and take nothing along but specs."""
         has_moved, is_here = local != self._local, peers_of(addresses) == self._peers
         for mapping in list(self._mappings.values()):
             old = mapping.dialect
-            is_anothers = is_here and mapping.wish.is_for_another_host  # then it is as good as before
+            is_anothers = is_here and mapping.spec.is_for_another_host  # then it is as good as before
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
             data = old.delete_request(mapping.granted) if old and (old.has_nonce or not has_moved) else None
             if data is not None and mapping.maybe_there and not is_anothers:
@@ -446,7 +453,7 @@ class Client(Keeper):
             elif mapping.is_errand:
                 self._drop(mapping)
             else:
-                self._take_along(mapping, local, mapping.wish.nonce if is_anothers else self._rng.randbytes(12), now)
+                self._take_along(mapping, local, mapping.spec.nonce if is_anothers else self._rng.randbytes(12), now)
         self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
         self._at, self._tried = 0, 1
         self._speech = speech
@@ -459,15 +466,15 @@ class Client(Keeper):
         """Where the other family is the usual one, mappings of both families outside are the same: the first stays."""
         self._wanted = {}
         for mapping in list(self._mappings.values()):
-            if self._wanted.setdefault(mapping.wish.target, mapping) is not mapping:
+            if self._wanted.setdefault(mapping.spec.target, mapping) is not mapping:
                 about = mapping.about(self.gateway)
                 self._release(mapping, MappingFailed(**about, reason=Reason.NETWORK_CHANGED, result_code=None))
 
     def _take_along(self, mapping: Tracked, local: IPAddress, nonce: bytes, now: float) -> None:
         """Ask for it from the new place. The nonce is another: each server has its own (RFC 6887 section 11.2), and the
         delete at the old place may still be answered."""
-        self._by_nonce.pop(mapping.wish.nonce, None)
-        mapping.wish = attrs.evolve(mapping.wish.elsewhere(local.version == self._local.version), nonce=nonce)
+        self._by_nonce.pop(mapping.spec.nonce, None)
+        mapping.spec = attrs.evolve(mapping.spec.elsewhere(local.version == self._local.version), nonce=nonce)
         self._by_nonce[nonce] = mapping
         mapping.dialect, mapping.maybe_there = None, False
         if mapping.is_held:

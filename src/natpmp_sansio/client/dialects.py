@@ -19,7 +19,7 @@ from ..wire.fields import Endpoint, IPAddress, Protocol, Value, any_address, pac
 from . import schedules
 from .address_scope import is_private
 from .epoch import EpochCheck, NatPmpEpoch, PcpEpoch
-from .spec import Wish
+from .spec import MappingSpec
 
 LONG_HOLD = 1800.0
 """How long an error lasts, in seconds, that does not say so itself (RFC 6887 section 7.4)."""
@@ -133,16 +133,16 @@ class Dialect(typing.Protocol):
         """Whether it can be spoken from that address; `strict`: and is meant to be."""
         ...
 
-    def supports(self, wish: Wish) -> bool:
-        """Whether it can ask for all of that wish."""
+    def supports(self, spec: MappingSpec) -> bool:
+        """Whether it can ask for all of that spec."""
         ...
 
     def probe_request(self) -> bytes:
         """A request that changes nothing at the gateway."""
         ...
 
-    def map_request(self, wish: Wish) -> bytes: ...
-    def delete_request(self, wish: Wish) -> bytes | None:
+    def map_request(self, spec: MappingSpec) -> bytes: ...
+    def delete_request(self, spec: MappingSpec) -> bytes | None:
         """None: there is no request that would delete this mapping and nothing else."""
         ...
 
@@ -159,11 +159,11 @@ class Dialect(typing.Protocol):
         """What a response says; None: it is none of this dialect's."""
         ...
 
-    def is_for(self, answer: MapAnswer, wish: Wish) -> bool:
-        """Whether this is the answer to requests for that wish."""
+    def is_for(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+        """Whether this is the answer to requests for that spec."""
         ...
 
-    def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
+    def is_cut(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         """Whether it would be that answer, had the gateway not kept a part of the port only."""
         ...
 
@@ -196,22 +196,22 @@ class NatPmpDialect:
     def serves(self, local: IPAddress, *, strict: bool) -> bool:
         return local.version == 4 and (is_private(local) or not strict)  # section 3
 
-    def supports(self, wish: Wish) -> bool:
+    def supports(self, spec: MappingSpec) -> bool:
         """An option that a server may ignore may be left out; nothing else that was asked for may."""
-        served = wish.protocol in (Protocol.TCP, Protocol.UDP) and (wish.internal_port != 0 or self._any_internal_port)
-        is_plain = wish.remote is None and wish.family is None
-        return served and is_plain and not any(option.mandatory for option in wish.options)
+        served = spec.protocol in (Protocol.TCP, Protocol.UDP) and (spec.internal_port != 0 or self._any_internal_port)
+        is_plain = spec.remote is None and spec.family is None
+        return served and is_plain and not any(option.mandatory for option in spec.options)
 
     def probe_request(self) -> bytes:
         return natpmp.ExternalAddressRequest().encode()
 
-    def map_request(self, wish: Wish) -> bytes:
-        return natpmp.pack_map_request(wish.protocol, wish.internal_port, wish.external.port, wish.lifetime)
+    def map_request(self, spec: MappingSpec) -> bytes:
+        return natpmp.pack_map_request(spec.protocol, spec.internal_port, spec.external.port, spec.lifetime)
 
-    def delete_request(self, wish: Wish) -> bytes | None:
+    def delete_request(self, spec: MappingSpec) -> bytes | None:
         # Section 3.4; with internal port 0 it would delete all. Where 0 asked for any port, it is the same inside.
-        port = wish.internal_port or wish.external.port
-        return natpmp.pack_map_request(wish.protocol, port, 0, 0) if port else None
+        port = spec.internal_port or spec.external.port
+        return natpmp.pack_map_request(spec.protocol, port, 0, 0) if port else None
 
     def wait(self, attempt: int, previous: float | None) -> float:
         return schedules.nat_pmp_wait(attempt)
@@ -259,14 +259,14 @@ class NatPmpDialect:
             case _:
                 return None
 
-    def is_for(self, answer: MapAnswer, wish: Wish) -> bool:
+    def is_for(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         # In answer to internal port 0 some say 0 and some the assigned port: only the opcode tells (field notes).
-        is_same = answer.internal_port in (None, wish.internal_port) or wish.internal_port == 0
-        return is_same and answer.protocol == wish.protocol
+        is_same = answer.internal_port in (None, spec.internal_port) or spec.internal_port == 0
+        return is_same and answer.protocol == spec.protocol
 
-    def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
-        port = wish.internal_port
-        return answer.protocol == wish.protocol and port > 0xFF and answer.internal_port == port & 0xFF
+    def is_cut(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+        port = spec.internal_port
+        return answer.protocol == spec.protocol and port > 0xFF and answer.internal_port == port & 0xFF
 
     def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
         is_version_error = data[2:4] == b"\0\1"  # of whatever opcode and length
@@ -303,23 +303,23 @@ class PcpDialect:
     def serves(self, local: IPAddress, *, strict: bool) -> bool:
         return True
 
-    def supports(self, wish: Wish) -> bool:
+    def supports(self, spec: MappingSpec) -> bool:
         return True
 
     def probe_request(self) -> bytes:
         return pcp.AnnounceRequest(self._client_address).encode()  # section 14.1.2
 
-    def map_request(self, wish: Wish) -> bytes:
-        return self._request(wish, wish.external.port, wish.external.address, wish.lifetime)
+    def map_request(self, spec: MappingSpec) -> bytes:
+        return self._request(spec, spec.external.port, spec.external.address, spec.lifetime)
 
-    def delete_request(self, wish: Wish) -> bytes | None:
-        if wish.remote is not None:
+    def delete_request(self, spec: MappingSpec) -> bytes | None:
+        if spec.remote is not None:
             return None  # PEER deletes nothing (section 12.3); the flow's own end does
         # Port zero, and the all-zeros address of the family of the mapping (section 15.1, erratum 3621).
-        address = wish.external.address
-        kept = tuple(o for o in wish.options if not isinstance(o, pcp.PreferFailure | pcp.Filter))  # section 11.3
+        address = spec.external.address
+        kept = tuple(o for o in spec.options if not isinstance(o, pcp.PreferFailure | pcp.Filter))  # section 11.3
         zeros = None if address is None else any_address(address)
-        return self._request(attrs.evolve(wish, options=kept), 0, zeros, 0)
+        return self._request(attrs.evolve(spec, options=kept), 0, zeros, 0)
 
     def wait(self, attempt: int, previous: float | None) -> float:
         return schedules.pcp_wait(previous, self._rng)
@@ -360,12 +360,12 @@ class PcpDialect:
             case _:
                 return None
 
-    def is_for(self, answer: MapAnswer, wish: Wish) -> bool:
+    def is_for(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         # Sections 11.4 and 12.4. The nonce is new for each mapping, so it stands for the internal address as well.
-        is_same = answer.nonce == wish.nonce and answer.internal_port == wish.internal_port
-        return is_same and answer.protocol == wish.protocol and answer.remote == wish.remote
+        is_same = answer.nonce == spec.nonce and answer.internal_port == spec.internal_port
+        return is_same and answer.protocol == spec.protocol and answer.remote == spec.remote
 
-    def is_cut(self, answer: MapAnswer, wish: Wish) -> bool:
+    def is_cut(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         return False
 
     def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
@@ -375,18 +375,18 @@ class PcpDialect:
         # A server may keep it for as long as traffic would (section 15), but it copies the request's port of zero.
         return answer.lifetime == 0 or answer.external_port == 0
 
-    def _request(self, wish: Wish, port: int, address: IPAddress | None, lifetime: int) -> bytes:
-        """Without the checks of pcp.MapRequest, which the wish has passed; they would take as long as all the rest."""
-        client, remote, options = self._client_address, wish.remote, wish.options
+    def _request(self, spec: MappingSpec, port: int, address: IPAddress | None, lifetime: int) -> bytes:
+        """Without the checks of pcp.MapRequest, which the spec has passed; they would take as long as all the rest."""
+        client, remote, options = self._client_address, spec.remote, spec.options
         if address is None:
             address = any_address(client)
         if remote is None:
             packed = self._packed_address
             return pcp.pack_map_request(
-                packed, wish.nonce, wish.protocol, wish.internal_port, port, address, lifetime, options
+                packed, spec.nonce, spec.protocol, spec.internal_port, port, address, lifetime, options
             )
-        assert remote.address is not None  # checked when it was wished for
-        head = (client, wish.nonce, wish.protocol, wish.internal_port, remote.port, remote.address)
+        assert remote.address is not None  # checked when the spec was made
+        head = (client, spec.nonce, spec.protocol, spec.internal_port, remote.port, remote.address)
         return pcp.PeerRequest(*head, port, address, lifetime, options).encode()
 
     @staticmethod

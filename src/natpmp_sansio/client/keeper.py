@@ -1,6 +1,6 @@
 """What keeps a client's mappings: bytes and time in, and all that follows from them.
 
-Theory of operation. A mapping is a wish with a state (the table in `lifecycle.py`). Whenever something has to be asked
+Theory of operation. A mapping is a spec with a state (the table in `lifecycle.py`). Whenever something has to be asked
 for it, a task goes into one queue; `_pump` starts tasks as far as the dialect allows requests to be under way. A
 started task is an exchange: one datagram, sent again on the dialect's schedule until it is answered, given up or
 overtaken. Every answer is matched, run through the epoch check, and only then believed.
@@ -42,7 +42,7 @@ from ..events import (
     Reason,
     VersionNegotiated,
 )
-from ..stats import Oddity, Rejected
+from ..stats import Rejected, Tolerated
 from ..wire import Message, is_response, pcp
 from ..wire.fields import IPAddress, any_address
 from .dialects import (
@@ -136,7 +136,7 @@ class Keeper(Machine[TimerKey]):
         self._closing = False
         self._closed = False
         self._rejected: Counter[Rejected] = Counter()
-        self._tolerated: Counter[Oddity] = Counter()
+        self._tolerated: Counter[Tolerated] = Counter()
 
     @property
     def gateway(self) -> Address:
@@ -165,9 +165,9 @@ class Keeper(Machine[TimerKey]):
         if self._overflows():
             return True
         if regular is not data:
-            self._tolerated[Oddity.RESPONSE_BIT_MISSING] += 1
+            self._tolerated[Tolerated.RESPONSE_BIT_MISSING] += 1
         elif message is not None and message.received is not None:
-            self._tolerated[Oddity.IRREGULAR] += 1
+            self._tolerated[Tolerated.IRREGULAR] += 1
         self._sort(peer, message, dialect, outcome, now)
         self._pump(now)
         return True
@@ -253,14 +253,14 @@ class Keeper(Machine[TimerKey]):
         is_new = now - self._last_announcement > _BURST
         self._last_announcement = now
         if is_new and not has_lost and not self._config.strict and self._speech.has_leases:
-            self._tolerated[Oddity.QUIET_ANNOUNCEMENT] += 1
+            self._tolerated[Tolerated.QUIET_ANNOUNCEMENT] += 1
             self._suspect(now)
 
     def _on_fragment(self, dialect: Dialect | None, why: Rejected, now: float) -> None:
         """Octets of the better protocol that say nothing, in answer to the lesser one, still say that it is spoken."""
         others = {exchange.dialect is not dialect for exchange in self._exchanges}
         if dialect is not None and dialect.has_nonce and others == {True} and not self._config.strict:
-            self._tolerated[Oddity.FRAGMENT] += 1
+            self._tolerated[Tolerated.FRAGMENT] += 1
             self._on_version_error(VersionError(offered=dialect.version, hold=self._config.max_hold), now)
         else:
             self._rejected[why] += 1
@@ -297,7 +297,7 @@ class Keeper(Machine[TimerKey]):
     ) -> None:
         """What an answer that is about this mapping, and from the gateway, says."""
         if answer.reason is Reason.OTHER:
-            self._tolerated[Oddity.UNKNOWN_RESULT] += 1
+            self._tolerated[Tolerated.UNKNOWN_RESULT] += 1
         if mapping.is_releasing and not is_deleting and not answer.is_deletion:
             self._rejected[Rejected.OLD] += 1  # to a request before the delete, which is still to come
         elif is_deleting or mapping.is_releasing:
@@ -306,22 +306,22 @@ class Keeper(Machine[TimerKey]):
             self._on_refusal(mapping, answer.reason, answer, now)
         elif not awaited and answer.lifetime == 0:
             self._on_refusal(mapping, Reason.DELETED, answer, now)
-        elif answer.lifetime == 0 or (answer.external_port == 0 and mapping.wish.internal_port != 0):
-            self._tolerated[Oddity.UNUSABLE_GRANT] += 1
+        elif answer.lifetime == 0 or (answer.external_port == 0 and mapping.spec.internal_port != 0):
+            self._tolerated[Tolerated.UNUSABLE_GRANT] += 1
             self._on_refusal(mapping, Reason.UNUSABLE_GRANT, answer, now)
         elif not awaited and mapping.knows(answer, now):
             self._rejected[Rejected.OLD] += 1
-        elif mapping.wish.prefers_failure and not mapping.wish.is_met_by(answer.external):
+        elif mapping.spec.prefers_failure and not mapping.spec.is_met_by(answer.external):
             self._on_other_endpoint(mapping, answer, now)
         else:
             self._on_grant(dialect, mapping, answer, now)
 
     def _on_unmatched(self, dialect: Dialect, answer: MapAnswer, now: float) -> None:
         awaited = [each.mapping for each in self._exchanges if each.purpose in ASKING and each.dialect is dialect]
-        cut = [mapping for mapping in awaited if mapping and dialect.is_cut(answer, mapping.wish)]
+        cut = [mapping for mapping in awaited if mapping and dialect.is_cut(answer, mapping.spec)]
         if cut and answer.reason is None and not self._config.strict:
             # It is mapped, but nobody can say where: what is left of the external port is not to be told.
-            self._tolerated[Oddity.PORT_CUT] += 1
+            self._tolerated[Tolerated.PORT_CUT] += 1
             self._on_refusal(cut[0], Reason.UNUSABLE_GRANT, answer, now)
         else:
             self._rejected[Rejected.UNASKED] += 1
@@ -330,10 +330,10 @@ class Keeper(Machine[TimerKey]):
         purpose = mapping.exchange.purpose if mapping.exchange else None
         self._end(mapping.exchange)
         if answer.lifetime > self._config.max_lifetime:
-            self._tolerated[Oddity.LONG_LIFETIME] += 1
+            self._tolerated[Tolerated.LONG_LIFETIME] += 1
         was_held = mapping.is_held
         if was_held and mapping.external and mapping.external.port != answer.external_port:
-            self._tolerated[Oddity.PORT_MOVED] += 1
+            self._tolerated[Tolerated.PORT_MOVED] += 1
         if not was_held or mapping.dialect is not dialect:  # what is renewed stays where it is
             self._move(mapping, Input.GRANT, dialect)
         mapping.generation = self._generation
@@ -350,7 +350,7 @@ class Keeper(Machine[TimerKey]):
         mapping.follows_gateway = answer.external_address is None
         if answer.external_address is not None:
             mapping.assign(answer.external_address, answer.external_port)
-            if mapping.wish.family is None:
+            if mapping.spec.family is None:
                 self._learn_address(answer.external_address, now)
             if mapping.is_errand:
                 self._release(mapping, None)
@@ -421,18 +421,18 @@ class Keeper(Machine[TimerKey]):
 
     def _is_given_in(self, mapping: Tracked, reason: Reason) -> bool:
         """Whether a refused request is changed to what the gateway may grant, to be sent again at once."""
-        wish = mapping.wish
+        spec = mapping.spec
         if self._config.strict:
             return False
-        if reason is Reason.NO_RESOURCES and wish.external.port != 0 and not wish.prefers_failure:
+        if reason is Reason.NO_RESOURCES and spec.external.port != 0 and not spec.prefers_failure:
             # Some say so of a port that is taken (field notes).
-            self._tolerated[Oddity.PORT_BUSY] += 1
-            mapping.suggest(wish.external.address, 0)
+            self._tolerated[Tolerated.PORT_BUSY] += 1
+            mapping.suggest(spec.external.address, 0)
             return True
-        if reason is Reason.MALFORMED and not all(option.mandatory for option in wish.options):
+        if reason is Reason.MALFORMED and not all(option.mandatory for option in spec.options):
             # miniupnpd up to 2.3.10 stumbles over options whose length is no multiple of 4.
-            self._tolerated[Oddity.OPTIONS_REFUSED] += 1
-            mapping.wish = attrs.evolve(wish, options=tuple(option for option in wish.options if option.mandatory))
+            self._tolerated[Tolerated.OPTIONS_REFUSED] += 1
+            mapping.spec = attrs.evolve(spec, options=tuple(option for option in spec.options if option.mandatory))
             return True
         return False
 
@@ -446,8 +446,8 @@ class Keeper(Machine[TimerKey]):
         exchange.mismatches += 1
         if exchange.mismatches < _MISMATCHES:
             return
-        self._tolerated[Oddity.PREFERENCE_IGNORED] += 1
-        data = exchange.dialect.delete_request(mapping.wish)
+        self._tolerated[Tolerated.PREFERENCE_IGNORED] += 1
+        data = exchange.dialect.delete_request(mapping.spec)
         assert data is not None  # PREFER_FAILURE goes with MAP, which can be deleted
         self._send(data, self.gateway, mapping)
         self._end(exchange)
@@ -459,7 +459,7 @@ class Keeper(Machine[TimerKey]):
             self._rejected[Rejected.OLD] += 1  # a late answer to a request to map; the delete is still on its way
             return
         if answer.reason is not None:
-            self._tolerated[Oddity.DELETE_REFUSED] += 1
+            self._tolerated[Tolerated.DELETE_REFUSED] += 1
         if answer.server_wide:  # RFC 6887 section 11.4
             self._hold_all_until = now + self._bounded(answer.hold)
             self._wake_after_hold(now)
@@ -499,12 +499,12 @@ class Keeper(Machine[TimerKey]):
         """The mapping that an answer is about."""
         if dialect.has_nonce:
             found = self._by_nonce.get(answer.nonce)
-            return found if found is not None and dialect.is_for(answer, found.wish) else None
+            return found if found is not None and dialect.is_for(answer, found.spec) else None
         target = (answer.protocol, answer.internal_port)
         named = self._releasing.get(target) or self._wanted.get(target)
         # Only the request under way can tell, unless the answer names another mapping.
         awaited = [each.mapping for each in self._exchanges if each.mapping and each.dialect is dialect]
-        return next((each for each in awaited if named in (None, each) and dialect.is_for(answer, each.wish)), named)
+        return next((each for each in awaited if named in (None, each) and dialect.is_for(answer, each.spec)), named)
 
     def _heard(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
         """A believable datagram of the gateway: it is there, and its epoch says whether it lost its state."""
@@ -586,7 +586,7 @@ class Keeper(Machine[TimerKey]):
         twin = pair.twin(mapping)
         self._wake_put_off()  # it waits for this one, whose answer may come while no request is under way
         if mapping.is_held and mapping.external is not None and not twin.is_held:
-            twin.suggest(twin.wish.external.address, mapping.external.port)
+            twin.suggest(twin.spec.external.address, mapping.external.port)
         if mapping is pair.tcp:
             pair.is_following = pair.is_following and purpose is None and mapping.is_held
         elif purpose not in (None, CREATE):
@@ -759,7 +759,7 @@ class Keeper(Machine[TimerKey]):
         mapping = exchange.mapping
         if mapping is None or mapping.state is not MappingState.REQUESTING:
             return
-        if self._speech.current is not None and not self._speech.current.supports(mapping.wish):
+        if self._speech.current is not None and not self._speech.current.supports(mapping.spec):
             self._finish(mapping, Reason.NEEDS_PCP, None)
             return
         if any(other.purpose is Purpose.PROBE for other in self._exchanges):
@@ -898,7 +898,7 @@ class Keeper(Machine[TimerKey]):
     def _bounded(self, hold: float) -> float:
         """An error's lifetime as far as it is believed (RFC 6887 section 8.3): some gateways send 0."""
         if hold < self._config.min_hold:
-            self._tolerated[Oddity.SHORT_ERROR] += 1
+            self._tolerated[Tolerated.SHORT_ERROR] += 1
         return min(max(hold, self._config.min_hold), self._config.max_hold)
 
     def _wake_after_hold(self, now: float) -> None:
@@ -968,7 +968,7 @@ class Keeper(Machine[TimerKey]):
             self._timers.cancel((timer, mapping))
         self._nameless.pop(mapping, None)
         self._part(mapping)
-        target = mapping.wish.target
+        target = mapping.spec.target
         if self._wanted.get(target) is mapping:
             del self._wanted[target]
         if mapping.maybe_there:
@@ -998,11 +998,11 @@ class Keeper(Machine[TimerKey]):
         self._move(mapping, Input.END)
         for timer in Timer:
             self._timers.cancel((timer, mapping))
-        target = mapping.wish.target
+        target = mapping.spec.target
         for table in (self._wanted, self._releasing):
             if table.get(target) is mapping:
                 del table[target]
-        self._by_nonce.pop(mapping.wish.nonce, None)
+        self._by_nonce.pop(mapping.spec.nonce, None)
         self._port_sets.pop(mapping.id, None)
         del self._mappings[mapping.id]
         self._wake_put_off()
@@ -1079,7 +1079,7 @@ class Keeper(Machine[TimerKey]):
         """Whether a request must wait for the gateway to have room, for the delete of another mapping of the same port,
         or for the twin's answer."""
         if purpose is CREATE:
-            is_taken = self._releasing.get(mapping.wish.target, mapping) is not mapping
+            is_taken = self._releasing.get(mapping.spec.target, mapping) is not mapping
             if is_taken or now < self._hold_new_until:
                 return True
         pair = mapping.pair
@@ -1097,7 +1097,7 @@ class Keeper(Machine[TimerKey]):
     def _dialect_for(self, purpose: Purpose, mapping: Tracked) -> Dialect:
         if purpose in DELETING and mapping.dialect is not None:
             return mapping.dialect
-        return self._speech.for_wish(mapping.wish)
+        return self._speech.for_spec(mapping.spec)
 
     def _has_room(self, dialect: Dialect) -> bool:
         return self._exchanges.in_version[dialect.version] < (1 if dialect.serial else self._config.window)
@@ -1111,13 +1111,13 @@ class Keeper(Machine[TimerKey]):
         return tired is not None and self._has_room(dialect)
 
     def _start_task(self, purpose: Purpose, mapping: Tracked, dialect: Dialect, now: float) -> None:
-        wish = mapping.wish
+        spec = mapping.spec
         if purpose is CREATE and now < self._silent_until:
             self._refuse(mapping, self._silent_reason, None, self._silent_until)
         elif mapping.is_errand and purpose is CREATE and dialect.tells_address:
             self._drop(mapping)  # it speaks a protocol that has a question for it
             self._start(Purpose.ADDRESS, None, dialect, dialect.probe_request(), now)
-        elif not dialect.supports(wish):
+        elif not dialect.supports(spec):
             if purpose is Purpose.DELETE:
                 self._released(mapping, confirmed=False)  # the gateway cannot have it
             else:
@@ -1129,18 +1129,18 @@ class Keeper(Machine[TimerKey]):
             else:
                 self._released(mapping, confirmed=False)
         else:
-            if mapping.wish.until is not None:
-                left = max(1, math.ceil(mapping.wish.until - now))
-                if left < wish.lifetime:
-                    wish = attrs.evolve(wish, lifetime=left)
+            if mapping.spec.until is not None:
+                left = max(1, math.ceil(mapping.spec.until - now))
+                if left < spec.lifetime:
+                    spec = attrs.evolve(spec, lifetime=left)
             mapping.maybe_there = True
             if purpose is RENEW:
                 mapping.renewals = mapping.next_renewal
                 # The gap of the dialect in which it is asked, not of that in which it was granted.
                 mapping.is_renewal_open, mapping.no_renewal_before = True, now + dialect.renewal_gap
-                lifetime, wish = wish.lifetime, mapping.granted
-                wish = wish if wish.lifetime == lifetime else attrs.evolve(wish, lifetime=lifetime)
-            self._start(purpose, mapping, dialect, mapping.map_request(wish, dialect), now)
+                lifetime, spec = spec.lifetime, mapping.granted
+                spec = spec if spec.lifetime == lifetime else attrs.evolve(spec, lifetime=lifetime)
+            self._start(purpose, mapping, dialect, mapping.map_request(spec, dialect), now)
 
     def _start(self, purpose: Purpose, mapping: Tracked | None, dialect: Dialect, data: bytes, now: float) -> None:
         limit = limit_of(purpose, dialect, mapping, self._config.delete_attempts)

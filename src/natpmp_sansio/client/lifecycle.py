@@ -17,7 +17,7 @@ from ..events import Address, MappingChanged, MappingFailed, MappingGranted, Map
 from ..wire import pcp
 from ..wire.fields import Endpoint, IPAddress, Protocol, Value
 from .dialects import Dialect, MapAnswer
-from .spec import Wish
+from .spec import MappingSpec
 
 
 class MappingState(enum.Enum):
@@ -201,9 +201,11 @@ class Tracked:
     """What the client remembers of one mapping."""
 
     id: MappingId
-    wish: Wish  # its `external` is what to suggest: the caller's wish at first, then what was granted
+    spec: MappingSpec  # its `external` is what to suggest: the caller's spec at first, then what was granted
     is_errand: bool = False  # made by the client itself, to learn the external address; not the caller's
-    request: tuple[Wish, Dialect, bytes] | None = None  # the last one, as long as the next is likely to be the same
+    request: tuple[MappingSpec, Dialect, bytes] | None = (
+        None  # the last one, as long as the next is likely to be the same
+    )
     pair: Pair | None = None
     state: MappingState | None = MappingState.REQUESTING  # None: it is over
     exchange: Exchange | None = None
@@ -244,18 +246,18 @@ class Tracked:
         return self.state is MappingState.REQUESTING or (self.is_held and self.dialect is None)
 
     @property
-    def granted(self) -> Wish:
-        """The wish with what was granted, to renew or delete just that; the wish itself may suggest another by now."""
-        if self.external in (None, self.wish.external) or not self.wish.has_ports:
-            return self.wish
-        return attrs.evolve(self.wish, external=self.external)
+    def granted(self) -> MappingSpec:
+        """The spec with what was granted, to renew or delete just that; the spec itself may suggest another by now."""
+        if self.external in (None, self.spec.external) or not self.spec.has_ports:
+            return self.spec
+        return attrs.evolve(self.spec, external=self.external)
 
-    def map_request(self, wish: Wish, dialect: Dialect) -> bytes:
-        """The request for a wish. A renewal repeats the request before, which takes longer to make than to keep."""
-        if self.request is not None and self.request[0] is wish and self.request[1] is dialect:
+    def map_request(self, spec: MappingSpec, dialect: Dialect) -> bytes:
+        """The request for a spec. A renewal repeats the request before, which takes longer to make than to keep."""
+        if self.request is not None and self.request[0] is spec and self.request[1] is dialect:
             return self.request[2]
-        data = dialect.map_request(wish)
-        self.request = (wish, dialect, data) if wish is self.wish else None
+        data = dialect.map_request(spec)
+        self.request = (spec, dialect, data) if spec is self.spec else None
         return data
 
     def has_use_for(self, purpose: Purpose, generation: int, now: float) -> bool:
@@ -275,7 +277,7 @@ class Tracked:
         assert self.dialect is not None
         self.renew_at = None
         earliest = max(earliest, self.no_renewal_before)
-        is_enough = self.wish.until is not None and self.expires_at >= self.wish.until
+        is_enough = self.spec.until is not None and self.expires_at >= self.spec.until
         attempt = self.renewals
         while earliest < self.expires_at and self.renew_at is None and not is_enough:
             attempt += 1
@@ -293,13 +295,13 @@ class Tracked:
         known = self.external
         if known is None or known.port != port or (known.address is not address and known.address != address):
             known = self.external = Endpoint(address, port)
-        elif self.wish.external is known:
+        elif self.spec.external is known:
             return  # as at each renewal
-        if not self.wish.prefers_failure:
-            self._suggest(known if self.wish.has_ports else Endpoint(address, 0))
+        if not self.spec.prefers_failure:
+            self._suggest(known if self.spec.has_ports else Endpoint(address, 0))
 
     def _suggest(self, external: Endpoint) -> None:
-        self.wish, self.request = attrs.evolve(self.wish, external=external), None
+        self.spec, self.request = attrs.evolve(self.spec, external=external), None
 
     def knows(self, answer: MapAnswer, now: float) -> bool:
         """Whether a success that nobody waits for is a copy of one before: it says nothing new, or too much of a lease
@@ -316,8 +318,8 @@ class Tracked:
         return {
             "gateway": gateway,
             "mapping": self.id,
-            "protocol": self.wish.protocol,
-            "internal_port": self.wish.internal_port,
+            "protocol": self.spec.protocol,
+            "internal_port": self.spec.internal_port,
         }
 
     def news(self, gateway: Address) -> MappingGranted | MappingChanged | MappingRenewed:
@@ -336,8 +338,8 @@ class Tracked:
         return kind(
             gateway=gateway,
             mapping=self.id,
-            protocol=self.wish.protocol,
-            internal_port=self.wish.internal_port,
+            protocol=self.spec.protocol,
+            internal_port=self.spec.internal_port,
             external=self.external,
             lifetime=self.lifetime,
             expires_at=self.expires_at,
@@ -349,15 +351,15 @@ class Tracked:
         return Mapping(
             id=self.id,
             state=self.state,
-            protocol=self.wish.protocol,
-            internal_port=self.wish.internal_port,
-            remote=self.wish.remote,
+            protocol=self.spec.protocol,
+            internal_port=self.spec.internal_port,
+            remote=self.spec.remote,
             external=self.told if held else None,
             lifetime=self.lifetime if held else None,
             expires_at=self.expires_at if held else None,
             renew_at=self.renew_at,
             retry_at=self.retry_at,
-            options=self.wish.options,
+            options=self.spec.options,
             granted_options=self.granted_options if held else (),
         )
 

@@ -77,20 +77,20 @@ def read_snapshot(snapshot: object) -> tuple[list[Address], str, int, list[Saved
 
 
 def _write_mapping(mapping: Tracked, now: float) -> Plain:
-    wish, pair = mapping.wish, mapping.pair
+    spec, pair = mapping.spec, mapping.pair
     return {
         "id": mapping.id,
-        "protocol": int(wish.protocol),
-        "internal_port": wish.internal_port,
-        "remote": _write_endpoint(wish.remote),
-        "external": _write_endpoint(wish.external),
-        "lifetime": wish.lifetime,
-        "nonce": wish.nonce.hex(),
-        "options": encode_options(wish.options).hex(),
-        "until": None if mapping.wish.until is None else mapping.wish.until - now,
+        "protocol": int(spec.protocol),
+        "internal_port": spec.internal_port,
+        "remote": _write_endpoint(spec.remote),
+        "external": _write_endpoint(spec.external),
+        "lifetime": spec.lifetime,
+        "nonce": spec.nonce.hex(),
+        "options": encode_options(spec.options).hex(),
+        "until": None if mapping.spec.until is None else mapping.spec.until - now,
         "remaining": mapping.expires_at - now if mapping.is_held else None,
         "version": mapping.dialect.version if mapping.dialect is not None and mapping.is_held else None,
-        "family": wish.family,
+        "family": spec.family,
         "twin": pair.twin(mapping).id if pair is not None else None,
     }
 

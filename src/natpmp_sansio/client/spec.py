@@ -15,7 +15,7 @@ from ..wire.natpmp import DEFAULT_LIFETIME
 Target = tuple[typing.Any, ...]
 
 
-class Wishes(typing.TypedDict, total=False):
+class MappingParameters(typing.TypedDict, total=False):
     """The keyword arguments of `Client.map_port`, for those who pass them on."""
 
     external_port: int
@@ -26,7 +26,7 @@ class Wishes(typing.TypedDict, total=False):
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class Wish(Value):
+class MappingSpec(Value):
     """What a mapping request is about. `external` is what to suggest; its parts may be None and 0.
 
     `remote` is the one peer of an outbound mapping, None for an inbound one; `family` is the IP version outside where
@@ -42,6 +42,53 @@ class Wish(Value):
     remote: Endpoint | None = None
     family: int | None = None
     until: float | None = None
+
+    @classmethod
+    def from_parameters(
+        cls,
+        local: IPAddress,
+        protocol: Protocol | int,
+        internal_port: int,
+        *,
+        remote: Endpoint | None = None,
+        external_port: int = 0,
+        external_address: str | IPAddress | None = None,
+        lifetime: int = DEFAULT_LIFETIME,
+        until: float | None = None,
+        options: tuple[pcp.Option, ...] = (),
+    ) -> typing.Self:
+        """A spec from what a caller said.
+
+        Raises:
+            LocalProtocolError: no message could carry it, or it makes no sense.
+        """
+        address = None if external_address is None else to_address(external_address)
+        suggested = any_address(local) if address is None else address
+        head = (local, bytes(12), protocol, internal_port)
+        tail = (external_port, suggested, lifetime, options)
+        request: pcp.MapRequest | pcp.PeerRequest
+        if remote is None:
+            request = pcp.MapRequest(*head, *tail)
+        else:
+            assert remote.address is not None
+            request = pcp.PeerRequest(*head, remote.port, remote.address, *tail)
+        if until is not None and not isinstance(until, int | float):
+            raise LocalProtocolError(f"until must be a number of seconds, not {until!r}")
+        if lifetime == 0:
+            raise LocalProtocolError(f"lifetime must be from 1 to {MAX_LIFETIME} s; to delete a mapping, unmap it")
+        if (internal_port or external_port) and request.protocol not in _WITH_PORTS:
+            raise LocalProtocolError(f"protocol {protocol} has no ports: both ports must be 0 (RFC 6887 section 11.2)")
+        return cls(
+            protocol=to_protocol(protocol),
+            internal_port=internal_port,
+            external=Endpoint(address, external_port),
+            lifetime=lifetime,
+            nonce=request.nonce,
+            options=request.options,
+            remote=remote,
+            family=None if suggested.version == local.version else suggested.version,
+            until=until,
+        )
 
     @property
     def target(self) -> Target:
@@ -74,7 +121,7 @@ class Wish(Value):
         is_free = address is None or address == any_address(address)
         return external.port == self.external.port and (is_free or external.address == address)
 
-    def elsewhere(self, is_same_family: bool) -> Wish:
+    def elsewhere(self, is_same_family: bool) -> MappingSpec:
         """What to ask for at another gateway, or from another address, perhaps of another family."""
         address = self.external.address if is_same_family else None
         external = Endpoint(None if address is None else any_address(address), self.external.port)
@@ -89,66 +136,20 @@ class Wish(Value):
         return range(self.internal_port, self.internal_port + max(sizes, default=1))
 
 
-def checked_wish(
-    local: IPAddress,
-    protocol: Protocol | int,
-    internal_port: int,
-    *,
-    remote: Endpoint | None = None,
-    external_port: int = 0,
-    external_address: str | IPAddress | None = None,
-    lifetime: int = DEFAULT_LIFETIME,
-    until: float | None = None,
-    options: tuple[pcp.Option, ...] = (),
-) -> Wish:
-    """A wish from what a caller said.
-
-    Raises:
-        LocalProtocolError: no message could carry it, or it makes no sense.
-    """
-    address = None if external_address is None else to_address(external_address)
-    suggested = any_address(local) if address is None else address
-    head = (local, bytes(12), protocol, internal_port)
-    tail = (external_port, suggested, lifetime, options)
-    request: pcp.MapRequest | pcp.PeerRequest
-    if remote is None:
-        request = pcp.MapRequest(*head, *tail)
-    else:
-        assert remote.address is not None
-        request = pcp.PeerRequest(*head, remote.port, remote.address, *tail)
-    if until is not None and not isinstance(until, int | float):
-        raise LocalProtocolError(f"until must be a number of seconds, not {until!r}")
-    if lifetime == 0:
-        raise LocalProtocolError(f"lifetime must be from 1 to {MAX_LIFETIME} s; to delete a mapping, unmap it")
-    if (internal_port or external_port) and request.protocol not in _WITH_PORTS:
-        raise LocalProtocolError(f"protocol {protocol} has no ports: both ports must be 0 (RFC 6887 section 11.2)")
-    return Wish(
-        protocol=to_protocol(protocol),
-        internal_port=internal_port,
-        external=Endpoint(address, external_port),
-        lifetime=lifetime,
-        nonce=request.nonce,
-        options=request.options,
-        remote=remote,
-        family=None if suggested.version == local.version else suggested.version,
-        until=until,
-    )
-
-
-def require_no_overlap(wish: Wish, others: Iterable[Wish]) -> None:
+def require_no_overlap(spec: MappingSpec, others: Iterable[MappingSpec]) -> None:
     """Port sets must not overlap by accident (RFC 7753 section 6.3).
 
     Raises:
         LocalProtocolError: one does.
     """
-    new = wish.ports
+    new = spec.ports
     for other in others:
         old = other.ports
         # Whose ports they are, the remote peer and the family outside make another mapping of the same ports.
-        is_alike = (other.protocol, other.target[2:]) == (wish.protocol, wish.target[2:])
+        is_alike = (other.protocol, other.target[2:]) == (spec.protocol, spec.target[2:])
         if is_alike and new.start < old.stop and old.start < new.stop:
             raise LocalProtocolError(
-                f"{wish.protocol!r} ports {new.start} to {new.stop - 1} overlap with a mapping of {old.start} to "
+                f"{spec.protocol!r} ports {new.start} to {new.stop - 1} overlap with a mapping of {old.start} to "
                 f"{old.stop - 1}"
             )
 

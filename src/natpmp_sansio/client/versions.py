@@ -9,7 +9,7 @@ from collections import Counter
 from ..config import Config
 from ..wire.fields import IPAddress
 from .dialects import Dialect, make_dialects
-from .spec import Wish
+from .spec import MappingSpec
 
 
 class Speech:
@@ -32,11 +32,11 @@ class Speech:
         self._epochs = {version: dialect.new_epoch() for version, dialect in self.dialects.items()}
         self._leases: Counter[int] = Counter()  # how many mappings the gateway has of us, by version
 
-    def for_wish(self, wish: Wish) -> Dialect:
+    def for_spec(self, spec: MappingSpec) -> Dialect:
         """The dialect for the next request."""
         if self.current is None:
             return self.preferred
-        if not self.is_certain and not self.current.supports(wish):
+        if not self.is_certain and not self.current.supports(spec):
             return self.preferred  # it was silent, which proves nothing; what needs PCP is worth a wait
         return self.current
 

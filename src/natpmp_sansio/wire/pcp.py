@@ -279,8 +279,8 @@ class MapRequest(Value):
     def describe(self) -> str:
         what = f"{protocol_name(self.protocol)} {self.internal_port or 'all ports'}"
         suggestion = f"suggests {self.suggested_external_address} port {self.suggested_external_port}"
-        wish = "delete" if self.lifetime == 0 else f"{suggestion}, for {self.lifetime} s"
-        return f"PCP MAP request: {what} of {self.client_address}: {wish}{_with_options(self.options)}"
+        action = "delete" if self.lifetime == 0 else f"{suggestion}, for {self.lifetime} s"
+        return f"PCP MAP request: {what} of {self.client_address}: {action}{_with_options(self.options)}"
 
 
 @attrs.frozen(eq=False, repr=False, weakref_slot=False)
