@@ -121,10 +121,11 @@ FAULTS: tuple[Fault, ...] = (
     (
         "grant not told",
         KEEPER,
-        "            self._emit(mapping.news(self.gateway))\n",
+        "            self._queue.emit(mapping.news(self.gateway))\n",
         (
             "            is_renewal, event = mapping.told == mapping.external, mapping.news(self.gateway)\n"
-            "            if mapping.spec.internal_port != 81 or not is_renewal:\n                self._emit(event)\n"
+            "            if mapping.spec.internal_port != 81 or not is_renewal:\n"
+            "                self._queue.emit(event)\n"
         ),
     ),
     (

@@ -116,7 +116,7 @@ class Client(Keeper):
     @property
     def stats(self) -> Stats:
         """What was rejected and what was put up with, so far."""
-        overflow = {Rejected.OVERFLOW: self._overflowed} if self._overflowed else {}
+        overflow = {Rejected.OVERFLOW: self._queue.overflowed} if self._queue.overflowed else {}
         return Stats(
             rejected=dict(self._rejected) | overflow,
             tolerated=dict(self._tolerated),
@@ -447,7 +447,7 @@ class Client(Keeper):
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
             data = old.delete_request(mapping.granted) if old and (old.has_nonce or not has_moved) else None
             if data is not None and mapping.maybe_there and not is_anothers:
-                self._send(data, self.gateway, mapping, self._local if has_moved else None)
+                self._queue.send(data, self.gateway, mapping, self._local if has_moved else None)
             if mapping.state is MappingState.RELEASING:
                 self._released(mapping, confirmed=False)
             elif mapping.is_errand:

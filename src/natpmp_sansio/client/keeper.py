@@ -162,7 +162,7 @@ class Keeper(Machine[TimerKey]):
         if not is_server and not isinstance(outcome, AddressAnswer):
             return False  # only a NAT-PMP announcement may come from another port
         now = self._advance(now)
-        if self._overflows():
+        if self._queue.overflows():
             return True
         if regular is not data:
             self._tolerated[Tolerated.RESPONSE_BIT_MISSING] += 1
@@ -381,7 +381,7 @@ class Keeper(Machine[TimerKey]):
     def _tell(self, mapping: Tracked) -> None:
         """New, moved or renewed: what no event has said yet of a mapping that is held."""
         if mapping.is_news and mapping.is_held and mapping.external is not None and not mapping.is_errand:
-            self._emit(mapping.news(self.gateway))
+            self._queue.emit(mapping.news(self.gateway))
 
     def _tell_waiting_grants(self) -> None:
         """Tell the grants that wait for an external address, which is known now or will not be soon."""
@@ -449,7 +449,7 @@ class Keeper(Machine[TimerKey]):
         self._tolerated[Tolerated.PREFERENCE_IGNORED] += 1
         data = exchange.dialect.delete_request(mapping.spec)
         assert data is not None  # PREFER_FAILURE goes with MAP, which can be deleted
-        self._send(data, self.gateway, mapping)
+        self._queue.send(data, self.gateway, mapping)
         self._end(exchange)
         end = self._lose if mapping.is_held else self._refuse
         end(mapping, Reason.CANNOT_PROVIDE_EXTERNAL, answer.result_code, now + self._config.max_hold)
@@ -516,7 +516,7 @@ class Keeper(Machine[TimerKey]):
         at = self._recover_soon(self._last_recovery, now)
         if not self._is_restart_told:
             self._is_restart_told = True
-            self._emit(GatewayRestarted(gateway=self.gateway, recovery_at=at))
+            self._queue.emit(GatewayRestarted(gateway=self.gateway, recovery_at=at))
         return True
 
     def _suspect(self, now: float) -> None:
@@ -541,7 +541,7 @@ class Keeper(Machine[TimerKey]):
         if not self._unreachable:
             return
         self._unreachable = False
-        self._emit(GatewayRecovered(gateway=self.gateway))
+        self._queue.emit(GatewayRecovered(gateway=self.gateway))
         # Anybody may forge a sign of life: what it starts is paced.
         self._last_comeback = max(self._now, self._last_comeback + self._config.recovery_interval)
         for mapping in self._mappings.values():
@@ -559,13 +559,13 @@ class Keeper(Machine[TimerKey]):
         if (address is old or address == old) and not was_asked:
             return
         if old is None or old == address:
-            self._emit(ExternalAddressLearned(gateway=self.gateway, address=address))
+            self._queue.emit(ExternalAddressLearned(gateway=self.gateway, address=address))
         else:
-            self._emit(ExternalAddressChanged(gateway=self.gateway, old=old, new=address))
+            self._queue.emit(ExternalAddressChanged(gateway=self.gateway, old=old, new=address))
         if old == address:
             return
         if (reason := reason_of(address)) is not None:
-            self._emit(DoubleNatSuspected(gateway=self.gateway, address=address, reason=reason))
+            self._queue.emit(DoubleNatSuspected(gateway=self.gateway, address=address, reason=reason))
         for mapping in self._mappings.values():
             if mapping.is_held and mapping.follows_gateway and mapping.external is not None:
                 mapping.assign(address, mapping.external.port)
@@ -607,7 +607,7 @@ class Keeper(Machine[TimerKey]):
                 return
             if not pair.is_split:
                 pair.is_split = True
-                self._emit(PairSplit(gateway=self.gateway, tcp=pair.tcp.id, udp=pair.udp.id))
+                self._queue.emit(PairSplit(gateway=self.gateway, tcp=pair.tcp.id, udp=pair.udp.id))
         for each in both:
             self._tell(each)
 
@@ -652,7 +652,7 @@ class Keeper(Machine[TimerKey]):
                     if refused.state is MappingState.REFUSED:
                         self._retry_later(refused, now)
             self._speech.told_version = dialect.version
-            self._emit(VersionNegotiated(gateway=self.gateway, version=dialect.version))
+            self._queue.emit(VersionNegotiated(gateway=self.gateway, version=dialect.version))
         again = []
         for exchange in list(self._exchanges):
             mapping = exchange.mapping
@@ -679,7 +679,7 @@ class Keeper(Machine[TimerKey]):
             # Not a renewal: that is a single packet (RFC 6887 section 11.2.1).
             again = [each for each in asking if each.dialect is preferred and each.purpose is not RENEW]
             for first in again[:1]:
-                self._send(first.data, self.gateway, first)
+                self._queue.send(first.data, self.gateway, first)
             self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
 
     def _on_address_failed(self, reason: Reason, now: float) -> None:
@@ -910,7 +910,7 @@ class Keeper(Machine[TimerKey]):
         self._prefixes = ()  # RFC 7225 section 4.3
         if not self._unreachable:
             self._unreachable = True
-            self._emit(GatewayUnreachable(gateway=self.gateway, reason=reason))
+            self._queue.emit(GatewayUnreachable(gateway=self.gateway, reason=reason))
 
     # --- ends of a mapping
 
@@ -980,7 +980,7 @@ class Keeper(Machine[TimerKey]):
     def _released(self, mapping: Tracked, *, confirmed: bool) -> None:
         self._drop(mapping)
         if mapping.ending is not None:
-            self._emit(mapping.ending)
+            self._queue.emit(mapping.ending)
         else:
             self._report(MappingReleased, mapping, confirmed=confirmed)
         if mapping.pair is not None:
@@ -1020,7 +1020,7 @@ class Keeper(Machine[TimerKey]):
 
     def _report(self, kind: Callable[..., Event], mapping: Tracked, **fields: object) -> None:
         if not mapping.is_errand:
-            self._emit(kind(**mapping.about(self.gateway), **fields))
+            self._queue.emit(kind(**mapping.about(self.gateway), **fields))
 
     # --- exchanges
 
@@ -1049,7 +1049,7 @@ class Keeper(Machine[TimerKey]):
         if self._closing and not self._mappings and not self._closed:
             self._closed = True
             self._timers.clear()
-            self._emit(Closed(gateway=self.gateway))
+            self._queue.emit(Closed(gateway=self.gateway))
 
     def _end_idle_questions(self) -> None:
         """End what nobody wants to know any more, before it takes the place of another request."""
@@ -1163,7 +1163,7 @@ class Keeper(Machine[TimerKey]):
         exchange.attempts += 1
         exchange.sent_at = now
         exchange.wait = exchange.dialect.wait(exchange.attempts, exchange.wait or None)
-        self._send(exchange.data, self._addresses[self._at], exchange)
+        self._queue.send(exchange.data, self._addresses[self._at], exchange)
         self._timers.set(exchange, now + exchange.wait)
 
     def _end(self, exchange: Exchange | None) -> None:
@@ -1185,7 +1185,7 @@ class Keeper(Machine[TimerKey]):
         if self._diagnosis.is_complete:
             completed = self._diagnosis.verdict(self.gateway, self._external_address)
             self._diagnosis = None
-            self._emit(completed)
+            self._queue.emit(completed)
 
 
 _HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL, Reason.THIRD_PARTY_ID})

@@ -14,8 +14,51 @@ from .timers import TimerQueue
 
 K = typing.TypeVar("K", bound=Hashable)
 
-
 _MAX_QUEUE = 1024  # outputs that may wait before datagrams are dropped: memory is bounded under any flood
+
+
+class OutputQueue:
+    """Datagrams and events in the order in which they happened, until they are taken."""
+
+    def __init__(self) -> None:
+        self.overflowed = 0  # datagrams that were dropped because too much waited
+        self._items: deque[tuple[Output, object]] = deque()
+        self._waiting: set[object] = set()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def emit(self, event: Event) -> None:
+        self._items.append((event, None))
+
+    def send(self, data: bytes, addr: Address, sender: object, source: IPAddress | None = None) -> bool:
+        """Queue a datagram, unless its twin of the same `sender` still waits. False: it does."""
+        if sender in self._waiting:
+            return False
+        self._waiting.add(sender)
+        self._items.append((SendDatagram(data=data, addr=addr, source=source), sender))
+        return True
+
+    def withdraw(self, sender: object) -> None:
+        """Take back a datagram that still waits, because it is no longer true."""
+        if sender in self._waiting:
+            self._waiting.discard(sender)
+            self._items = deque(each for each in self._items if each[1] != sender)
+
+    def pop(self) -> Output | None:
+        """The next output, or None."""
+        if not self._items:
+            return None
+        output, sender = self._items.popleft()
+        self._waiting.discard(sender)
+        return output
+
+    def overflows(self) -> bool:
+        """Count a datagram that has to be dropped, as a full socket would drop it. False: there is space for it."""
+        if len(self._items) < _MAX_QUEUE:
+            return False
+        self.overflowed += 1
+        return True
 
 
 class Machine(typing.Generic[K]):
@@ -24,10 +67,8 @@ class Machine(typing.Generic[K]):
     def __init__(self) -> None:
         self._now = -math.inf
         self._backwards = 0
-        self._overflowed = 0
         self._timers: TimerQueue[K] = TimerQueue()
-        self._queue: deque[tuple[Output, object]] = deque()
-        self._waiting: set[object] = set()
+        self._queue = OutputQueue()
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` wants to be called next, or None. Now, while there is output to take. Pure."""
@@ -35,23 +76,12 @@ class Machine(typing.Generic[K]):
 
     def poll(self) -> Output | None:
         """The next output, or None. Takes it from the queue and does nothing else."""
-        if not self._queue:
-            return None
-        output, sender = self._queue.popleft()
-        self._waiting.discard(sender)
-        return output
+        return self._queue.pop()
 
     def outputs(self) -> Iterator[Output]:
         """`poll()` until there is no more. Breaking off, or giving commands meanwhile, loses nothing."""
         while (output := self.poll()) is not None:
             yield output
-
-    def _overflows(self) -> bool:
-        """Whether so much waits to be drained that a datagram has to be dropped, as a full socket would drop it."""
-        if len(self._queue) < _MAX_QUEUE:
-            return False
-        self._overflowed += 1
-        return True
 
     def _advance(self, now: float) -> float:
         """The clock reading to work with: time that runs backwards stands still.
@@ -78,20 +108,3 @@ class Machine(typing.Generic[K]):
         if not math.isfinite(checked):
             raise LocalProtocolError(f"now must be a finite number of seconds, not {now!r}")
         return checked
-
-    def _emit(self, event: Event) -> None:
-        self._queue.append((event, None))
-
-    def _send(self, data: bytes, addr: Address, sender: object, source: IPAddress | None = None) -> bool:
-        """Queue a datagram, unless its twin of the same `sender` still waits. False: it does."""
-        if sender in self._waiting:
-            return False
-        self._waiting.add(sender)
-        self._queue.append((SendDatagram(data=data, addr=addr, source=source), sender))
-        return True
-
-    def _withdraw(self, sender: object) -> None:
-        """Take back a datagram that still waits, because it is not true any more."""
-        if sender in self._waiting:
-            self._waiting.discard(sender)
-            self._queue = deque(each for each in self._queue if each[1] != sender)

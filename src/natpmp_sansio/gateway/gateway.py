@@ -314,7 +314,7 @@ class Gateway(Machine["_TimerKey"]):
         if _is_nobody(source):
             return False
         now = self._advance(now)
-        if self._overflows():
+        if self._queue.overflows():
             return True
         self.handle_timeout(now)  # what has expired by now is gone
         data = bytes(data)
@@ -324,7 +324,7 @@ class Gateway(Machine["_TimerKey"]):
         else:
             replies = [distort(self._quirks, data, each) for each in self._answer(data, source, addr, now)]
         for each in replies:
-            self._send(each, addr, object())
+            self._queue.send(each, addr, object())
         return True
 
     def handle_timeout(self, now: float) -> None:
@@ -879,7 +879,7 @@ class Gateway(Machine["_TimerKey"]):
         about = {"gateway": self._address, "mapping": entry.id, **_about(entry)}
         if issubclass(event, MappingCreated | MappingRefreshed):
             about["expires_at"] = entry.expires_at
-        self._emit(event(**about))
+        self._queue.emit(event(**about))
 
     # --- epoch, announcements and Mapping Updates
 
@@ -899,7 +899,7 @@ class Gateway(Machine["_TimerKey"]):
             if version in self._spoken and is_known:
                 if version in self._announcements:
                     self._timers.cancel(self._announcements[version])
-                    self._withdraw(self._announcements[version])
+                    self._queue.withdraw(self._announcements[version])
                 self._announcements[version] = _Announcement(version=version)
                 self._announce(self._announcements[version], now)
 
@@ -912,7 +912,7 @@ class Gateway(Machine["_TimerKey"]):
             data = self._natpmp_address(now)
         else:
             data = pcp.AnnounceResponse(pcp.ResultCode.SUCCESS, 0, self._epoch(now), self._prefixes).encode()
-        self._send(data, group, announcement)
+        self._queue.send(data, group, announcement)
         self._repeat(announcement, announcement_times(), now)
 
     def _repeat(self, notice: _Announcement | _Update, times: tuple[float, ...], now: float) -> bool:
@@ -947,14 +947,14 @@ class Gateway(Machine["_TimerKey"]):
         lifetime = code.lifetime or 30 if code else _seconds(math.floor, entry.ends_at - now)
         response = self._response(entry, entry.nonce, code, lifetime, tuple(options), now)
         target = (entry.internal, entry.remote)
-        self._send(response, entry.reply_to, target)
+        self._queue.send(response, entry.reply_to, target)
         if not self._repeat(update, _UPDATE_TIMES, now):
             del self._updates[target]
 
     def _stop_update(self, entry: Entry) -> None:
         """Its owner has been heard of, or it is over."""
         target = (entry.internal, entry.remote)
-        self._withdraw(target)  # the last copy may still wait when the update itself is done
+        self._queue.withdraw(target)  # the last copy may still wait when the update itself is done
         update = self._updates.pop(target, None)
         if update is not None:
             self._timers.cancel(update)
