@@ -40,9 +40,9 @@ FAULTS: tuple[Fault, ...] = (
     (
         "forgotten nonce",
         KEEPER,
-        "            mapping.maybe_there = True\n            if purpose",
+        "            mapping.may_exist_at_gateway = True\n            if purpose",
         (
-            "            mapping.maybe_there = True\n"
+            "            mapping.may_exist_at_gateway = True\n"
             "            spec = mapping.spec = attrs.evolve(spec, nonce=self._rng.randbytes(12))\n"
             "            if purpose"
         ),
@@ -50,8 +50,8 @@ FAULTS: tuple[Fault, ...] = (
     (
         "lost delete",
         KEEPER,
-        "        if mapping.maybe_there:\n            self._releasing",
-        "        if mapping.maybe_there and not self._exchanges:\n            self._releasing",
+        "        if mapping.may_exist_at_gateway:\n            self._releasing",
+        "        if mapping.may_exist_at_gateway and not self._in_flight:\n            self._releasing",
     ),
     (
         "stale deadline",
@@ -62,8 +62,8 @@ FAULTS: tuple[Fault, ...] = (
     (
         "deadline of what is over",
         KEEPER,
-        "        self._exchanges.end(exchange)\n        self._timers.cancel(exchange)\n",
-        "        self._exchanges.end(exchange)\n",
+        "        self._in_flight.end(exchange)\n        self._timers.cancel(exchange)\n",
+        "        self._in_flight.end(exchange)\n",
     ),
     ("late retransmission", SCHEDULE, "return 0.25 * 2.0 ** (attempt - 1)", "return 0.5 * 2.0 ** (attempt - 1)"),
     (
@@ -86,8 +86,8 @@ FAULTS: tuple[Fault, ...] = (
     (
         "no recovery",
         KEEPER,
-        "            if mapping.is_held and mapping.generation < self._generation:\n                self._end",
-        "            if False:\n                self._end",
+        "            if mapping.is_held and mapping.loss_count < self._loss_count:\n                self._end_exchange",
+        "            if False:\n                self._end_exchange",
     ),
     (
         "a recovery that is not taken up again",
@@ -121,9 +121,10 @@ FAULTS: tuple[Fault, ...] = (
     (
         "grant not told",
         KEEPER,
-        "            self._queue.emit(mapping.news(self.gateway))\n",
+        "            self._queue.emit(mapping.take_event(self.gateway))\n",
         (
-            "            is_renewal, event = mapping.told == mapping.external, mapping.news(self.gateway)\n"
+            "            is_renewal = mapping.reported_external == mapping.external\n"
+            "            event = mapping.take_event(self.gateway)\n"
             "            if mapping.spec.internal_port != 81 or not is_renewal:\n"
             "                self._queue.emit(event)\n"
         ),
@@ -137,24 +138,24 @@ FAULTS: tuple[Fault, ...] = (
     (
         "version error believed always",
         KEEPER,
-        "            self._speech.is_proven_other_than(offered)\n            or (",
+        "            self._versions.is_proven_other_than(offered)\n            or (",
         "            (",
     ),
     (
         "two ends",
         KEEPER,
-        "            self._report(MappingReleased, mapping, confirmed=confirmed)\n",
+        "            self._report_about(MappingReleased, mapping, confirmed=confirmed)\n",
         (
-            "            self._report(MappingReleased, mapping, confirmed=confirmed)\n"
+            "            self._report_about(MappingReleased, mapping, confirmed=confirmed)\n"
             "            if mapping.spec.internal_port == 81:\n"
-            "                self._report(MappingReleased, mapping, confirmed=confirmed)\n"
+            "                self._report_about(MappingReleased, mapping, confirmed=confirmed)\n"
         ),
     ),
     (
         "task order",
         CLIENT,
-        "        self._tasks.append((Purpose.CREATE, mapping))\n        return mapping",
-        "        self._tasks.appendleft((Purpose.CREATE, mapping))\n        return mapping",
+        "        self._ready.append((Purpose.CREATE, mapping))\n        return mapping",
+        "        self._ready.appendleft((Purpose.CREATE, mapping))\n        return mapping",
     ),
     (
         "hold time ignored",
@@ -194,7 +195,7 @@ FAULTS: tuple[Fault, ...] = (
     (
         "a restart that forgets what is there",
         CLIENT,
-        "                mapping.maybe_there = True\n",
+        "                mapping.may_exist_at_gateway = True\n",
         "                pass\n",
     ),
     (
@@ -214,8 +215,8 @@ FAULTS: tuple[Fault, ...] = (
     (
         "early wake-up does something",
         KEEPER,
-        "        if due:\n            self._pump(now)",
-        "        if due or self._tasks:\n            self._hold_new_until = 0.0\n            self._pump(now)",
+        "        if due:\n            self._send_requests(now)",
+        "        if due or self._ready:\n            self._hold_new_until = 0.0\n            self._send_requests(now)",
     ),
     (
         "closed too early",

@@ -15,7 +15,7 @@ from helpers import Middle
 from natpmp_sansio import Config, GatewayConfig, LocalProtocolError, Protocol, pcp
 from natpmp_sansio.client.dialects import NatPmpDialect, read_version_error
 from natpmp_sansio.client.epoch import NatPmpEpoch, PcpEpoch
-from natpmp_sansio.client.lifecycle import Exchange, Purpose, UnderWay
+from natpmp_sansio.client.lifecycle import Exchange, InFlight, Purpose
 from natpmp_sansio.client.schedules import (
     MIN_RENEWAL_GAP,
     NAT_PMP_ATTEMPTS,
@@ -559,14 +559,14 @@ def test_ports_that_run_from_high_to_low_are_refused() -> None:
 
 
 def test_what_is_under_way_is_counted_once_however_often_it_ends() -> None:
-    dialect, under_way = NatPmpDialect(), UnderWay()
-    question = Exchange(purpose=Purpose.PROBE, mapping=None, dialect=dialect, data=b"", limit=None)
+    dialect, under_way = NatPmpDialect(), InFlight()
+    question = Exchange(purpose=Purpose.FALLBACK, mapping=None, dialect=dialect, data=b"", limit=None)
     under_way.begin(question)
-    assert (list(under_way), under_way.questions, under_way.endless) == ([question], 1, 1)
+    assert (list(under_way), under_way.questions, under_way.unlimited) == ([question], 1, 1)
     assert under_way.in_version == {0: 1}
     under_way.end(question)
     under_way.end(question)
-    assert (list(under_way), under_way.questions, under_way.endless) == ([], 0, 0)
+    assert (list(under_way), under_way.questions, under_way.unlimited) == ([], 0, 0)
     assert under_way.in_version == {0: 0}
 
 

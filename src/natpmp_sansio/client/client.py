@@ -18,11 +18,11 @@ from ..stats import Rejected, Stats
 from ..wire import pcp
 from ..wire.fields import Endpoint, IPAddress, Protocol, Value, to_address
 from .keeper import Keeper
-from .lifecycle import Exchange, Mapping, MappingState, Pair, Purpose, Timer, Tracked
-from .probe import Diagnosis
+from .lifecycle import ClientMapping, Exchange, Mapping, MappingState, Pair, Purpose, Timer
+from .probe import Probe
 from .snapshot import Saved, read_snapshot, write_snapshot
 from .spec import MappingParameters, MappingSpec, Target, require_no_overlap
-from .versions import Speech
+from .versions import VersionNegotiation
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -91,7 +91,7 @@ class Client(Keeper):
     @property
     def version(self) -> int | None:
         """What the gateway speaks: 2 is PCP, 0 is NAT-PMP; None until it has answered."""
-        return self._speech.told_version
+        return self._versions.reported_version
 
     @property
     def external_address(self) -> IPAddress | None:
@@ -106,12 +106,12 @@ class Client(Keeper):
     @property
     def mappings(self) -> tuple[Mapping, ...]:
         """Every mapping that is not finished, in the order of asking."""
-        return tuple(mapping.look() for mapping in self._mappings.values() if not mapping.is_errand)
+        return tuple(mapping.view() for mapping in self._mappings.values() if not mapping.is_address_probe)
 
     def mapping(self, mapping: MappingId) -> Mapping | None:
         """One mapping, or None once it is finished."""
         found = self._mappings.get(mapping)
-        return found.look() if found and not found.is_errand else None
+        return found.view() if found and not found.is_address_probe else None
 
     @property
     def stats(self) -> Stats:
@@ -141,7 +141,7 @@ class Client(Keeper):
         kept = [
             mapping
             for mapping in self._mappings.values()
-            if mapping.state is not MappingState.RELEASING and not mapping.is_errand
+            if mapping.state is not MappingState.RELEASING and not mapping.is_address_probe
         ]
         return write_snapshot(self._addresses, self._local, kept, self._last_id, now)
 
@@ -186,7 +186,7 @@ class Client(Keeper):
             options=options,
         )
         (mapping,) = self._want([spec], now)
-        self._pump(self._now)
+        self._send_requests(self._now)
         return mapping.id
 
     def map_peer(
@@ -214,7 +214,7 @@ class Client(Keeper):
         (mapping,) = self._want(
             [MappingSpec.from_parameters(self._local, protocol, internal_port, remote=peer, **parameters)], now
         )
-        self._pump(self._now)
+        self._send_requests(self._now)
         return mapping.id
 
     def map_pair(
@@ -236,7 +236,7 @@ class Client(Keeper):
         ]
         udp, tcp = self._want(both, now)
         udp.pair = tcp.pair = Pair(udp, tcp)
-        self._pump(self._now)
+        self._send_requests(self._now)
         return tcp.id, udp.id
 
     def unmap(self, mapping: MappingId, now: float) -> bool:
@@ -249,8 +249,8 @@ class Client(Keeper):
         now = self._advance(now)
         if found is None or found.state is MappingState.RELEASING:
             return False
-        self._release(found, None)
-        self._pump(now)
+        self._begin_delete(found, None)
+        self._send_requests(now)
         return True
 
     def request_external_address(self, now: float) -> None:
@@ -267,14 +267,16 @@ class Client(Keeper):
         self._require_open()
         now = self._advance(now)
         self._address_asked = True
-        self._speech.expire(now)  # before it is asked who can tell: `_pump` would forget that, and ask nobody
-        if self._speech.address_teller is not None:
+        self._versions.expire(
+            now
+        )  # before it is asked who can tell: `_send_requests` would forget that, and ask nobody
+        if self._versions.address_teller is not None:
             self._address_wanted = True
         elif (held := next((each for each in self._mappings.values() if each.is_held), None)) is not None:
             self._renew_now(held, now)
-        elif not any(each.is_errand for each in self._mappings.values()):
-            self._start_errand()
-        self._pump(now)
+        elif not any(each.is_address_probe for each in self._mappings.values()):
+            self._map_discard_port()
+        self._send_requests(now)
 
     def probe(self, now: float) -> None:
         """Find out what the gateway speaks, and why it may not work, without any effect there.
@@ -288,8 +290,8 @@ class Client(Keeper):
         """
         self._require_open()
         now = self._advance(now)
-        self._diagnosis = self._diagnosis or Diagnosis(self._speech.dialects.values())
-        self._pump(now)
+        self._probe = self._probe or Probe(self._versions.dialects.values())
+        self._send_requests(now)
 
     def close(self, now: float) -> None:
         """Release every mapping; Closed follows when they are gone. A second call does nothing.
@@ -300,11 +302,11 @@ class Client(Keeper):
         if self._closing:
             return
         self._closing = True
-        self._diagnosis = None
+        self._probe = None
         for mapping in list(self._mappings.values()):
             if mapping.state is not MappingState.RELEASING:
-                self._release(mapping, None)
-        self._pump(now)
+                self._begin_delete(mapping, None)
+        self._send_requests(now)
 
     def abandon(self, now: float) -> None:
         """Close, and wait no longer for the gateway: leases that it did not hear of run out by themselves.
@@ -313,8 +315,8 @@ class Client(Keeper):
         """
         self.close(now)
         for mapping in list(self._mappings.values()):
-            self._released(mapping, confirmed=False)
-        self._pump(self._now)
+            self._finish_delete(mapping, confirmed=False)
+        self._send_requests(self._now)
 
     def gateway_unreachable(self, now: float) -> None:
         """ICMP told us that nothing listens there: what is under way ends at once (RFC 6886 section 3.1).
@@ -324,9 +326,9 @@ class Client(Keeper):
         Emits: GatewayUnreachable, and MappingRefused for what was being asked for.
         """
         now = self._advance(now)
-        if self._exchanges:
+        if self._in_flight:
             self._on_address_failed(Reason.UNREACHABLE, now)
-            self._pump(now)
+            self._send_requests(now)
 
     def network_changed(
         self,
@@ -347,7 +349,7 @@ class Client(Keeper):
         """
         addresses = self._addresses if gateway is None else checked_addresses(gateway)
         local = self._local if local_address is None else checked_local(local_address)
-        speech = Speech(local, self._config, self._jitter)
+        speech = VersionNegotiation(local, self._config, self._jitter)
         now = self._advance(now)
         if self._closing:
             return
@@ -355,11 +357,11 @@ class Client(Keeper):
             self._leave(local, addresses, speech, now)
         self._forget()
         self._ask_for_everything(now)
-        self._pump(now)
+        self._send_requests(now)
 
     # --- specs
 
-    def _want(self, specs: list[MappingSpec], now: float) -> list[Tracked]:
+    def _want(self, specs: list[MappingSpec], now: float) -> list[ClientMapping]:
         """New mappings, once every check has passed."""
         self._require_open()
         for spec in specs:
@@ -374,12 +376,12 @@ class Client(Keeper):
         for spec in specs:
             self._last_id += 1
             spec = attrs.evolve(spec, nonce=self._rng.randbytes(12))
-            tracked.append(self._track(Tracked(id=MappingId(self._last_id), spec=spec)))
+            tracked.append(self._track(ClientMapping(id=MappingId(self._last_id), spec=spec)))
         return tracked
 
-    def _track(self, mapping: Tracked) -> Tracked:
+    def _track(self, mapping: ClientMapping) -> ClientMapping:
         self._mappings[mapping.id] = self._by_nonce[mapping.spec.nonce] = mapping
-        if mapping.is_errand:
+        if mapping.is_address_probe:
             self._releasing.setdefault(mapping.spec.target, mapping)
         else:
             self._wanted[mapping.spec.target] = mapping
@@ -387,15 +389,15 @@ class Client(Keeper):
             self._port_sets[mapping.id] = mapping
         if mapping.spec.until is not None:
             self._timers.set((Timer.DEADLINE, mapping), mapping.spec.until)
-        self._tasks.append((Purpose.CREATE, mapping))
+        self._ready.append((Purpose.CREATE, mapping))
         return mapping
 
-    def _start_errand(self) -> None:
+    def _map_discard_port(self) -> None:
         """Map the discard port for a moment, to learn the external address from the answer."""
-        spec = MappingSpec.from_parameters(self._local, Protocol.UDP, _DISCARD_PORT, lifetime=_ERRAND_LIFETIME)
+        spec = MappingSpec.from_parameters(self._local, Protocol.UDP, _DISCARD_PORT, lifetime=_DISCARD_PORT_LIFETIME)
         self._last_id += 1
         spec = attrs.evolve(spec, nonce=self._rng.randbytes(12))
-        self._track(Tracked(id=MappingId(self._last_id), spec=spec, is_errand=True))
+        self._track(ClientMapping(id=MappingId(self._last_id), spec=spec, is_address_probe=True))
 
     def _resume(self, saved: list[Saved], last_id: int, elapsed: float, local: IPAddress, now: float) -> None:
         """Take up the mappings of a snapshot, which were granted to `local`."""
@@ -418,10 +420,10 @@ class Client(Keeper):
             targets.add(spec.target)
             if not is_here:
                 spec = spec.elsewhere(local.version == self._local.version)
-            mapping = Tracked(id=MappingId(each.id), spec=spec)
+            mapping = ClientMapping(id=MappingId(each.id), spec=spec)
             if is_here and each.remaining is not None and each.remaining > elapsed:
-                mapping.maybe_there = True
-                mapping.dialect = self._speech.dialects.get(each.version) if each.version is not None else None
+                mapping.may_exist_at_gateway = True
+                mapping.dialect = self._versions.dialects.get(each.version) if each.version is not None else None
             self._track(mapping)
         for each in saved:
             mapping = self._mappings[MappingId(each.id)]
@@ -430,7 +432,7 @@ class Client(Keeper):
                 mapping.pair = twin.pair = Pair(mapping, twin)
         self._last_id = last_id
         self._end_doubles()
-        self._pump(now)
+        self._send_requests(now)
 
     def _require_open(self) -> None:
         if self._closing:
@@ -438,7 +440,7 @@ class Client(Keeper):
 
     # --- another network
 
-    def _leave(self, local: IPAddress, addresses: tuple[Address, ...], speech: Speech, now: float) -> None:
+    def _leave(self, local: IPAddress, addresses: tuple[Address, ...], speech: VersionNegotiation, now: float) -> None:
         """Another gateway or local address: delete what may be deleted from here, and take nothing along but specs."""
         has_moved, is_here = local != self._local, peers_of(addresses) == self._peers
         for mapping in list(self._mappings.values()):
@@ -446,17 +448,17 @@ class Client(Keeper):
             is_anothers = is_here and mapping.spec.is_for_another_host  # then it is as good as before
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
             data = old.delete_request(mapping.granted) if old and (old.has_nonce or not has_moved) else None
-            if data is not None and mapping.maybe_there and not is_anothers:
+            if data is not None and mapping.may_exist_at_gateway and not is_anothers:
                 self._queue.send(data, self.gateway, mapping, self._local if has_moved else None)
             if mapping.state is MappingState.RELEASING:
-                self._released(mapping, confirmed=False)
-            elif mapping.is_errand:
-                self._drop(mapping)
+                self._finish_delete(mapping, confirmed=False)
+            elif mapping.is_address_probe:
+                self._remove(mapping)
             else:
-                self._take_along(mapping, local, mapping.spec.nonce if is_anothers else self._rng.randbytes(12), now)
+                self._carry_over(mapping, local, mapping.spec.nonce if is_anothers else self._rng.randbytes(12), now)
         self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
         self._at, self._tried = 0, 1
-        self._speech = speech
+        self._versions = speech
         self._external_address, self._prefixes = None, ()
         self._unreachable = False
         self._address_at = -math.inf
@@ -468,15 +470,15 @@ class Client(Keeper):
         for mapping in list(self._mappings.values()):
             if self._wanted.setdefault(mapping.spec.target, mapping) is not mapping:
                 about = mapping.about(self.gateway)
-                self._release(mapping, MappingFailed(**about, reason=Reason.NETWORK_CHANGED, result_code=None))
+                self._begin_delete(mapping, MappingFailed(**about, reason=Reason.NETWORK_CHANGED, result_code=None))
 
-    def _take_along(self, mapping: Tracked, local: IPAddress, nonce: bytes, now: float) -> None:
+    def _carry_over(self, mapping: ClientMapping, local: IPAddress, nonce: bytes, now: float) -> None:
         """Ask for it from the new place. The nonce is another: each server has its own (RFC 6887 section 11.2), and the
         delete at the old place may still be answered."""
         self._by_nonce.pop(mapping.spec.nonce, None)
         mapping.spec = attrs.evolve(mapping.spec.elsewhere(local.version == self._local.version), nonce=nonce)
         self._by_nonce[nonce] = mapping
-        mapping.dialect, mapping.maybe_there = None, False
+        mapping.dialect, mapping.may_exist_at_gateway = None, False
         if mapping.is_held:
             self._cancel_lease(mapping)
             mapping.follows_gateway = mapping.is_renewal_open = False
@@ -486,23 +488,23 @@ class Client(Keeper):
 
     def _forget(self) -> None:
         """Doubt whatever was learnt of the gateway, and put off nothing."""
-        self._speech.forget()
+        self._versions.forget()
         self._failures, self._tried, self._unanswered = 0, 1, 0
         self._silent_until = self._hold_new_until = self._hold_all_until = -math.inf
         self._last_announcement = -math.inf
-        self._is_restart_told = False
+        self._is_restart_reported = False
         for timer in (Timer.FALLBACK, Timer.RECOVER, Timer.HOLD):
             self._timers.cancel((timer, None))
 
     def _ask_for_everything(self, now: float) -> None:
         """Start anew with every mapping, in the order of asking."""
-        for exchange in list(self._exchanges):
-            self._end(exchange)
-        if self._diagnosis is not None:
-            self._diagnosis = Diagnosis(self._speech.dialects.values())
-        self._tasks.clear()
-        self._put_off.clear()
-        self._generation += 1
+        for exchange in list(self._in_flight):
+            self._end_exchange(exchange)
+        if self._probe is not None:
+            self._probe = Probe(self._versions.dialects.values())
+        self._ready.clear()
+        self._blocked.clear()
+        self._loss_count += 1
         self._last_confirmation = now
         for mapping in self._mappings.values():
             mapping.is_renewal_queued = False
@@ -510,15 +512,15 @@ class Client(Keeper):
                 mapping.pair.rounds, mapping.pair.is_following = 0, False
             match mapping.state:
                 case MappingState.RELEASING:
-                    self._tasks.append((Purpose.DELETE, mapping))
+                    self._ready.append((Purpose.DELETE, mapping))
                 case MappingState.HELD:
-                    self._tasks.append((Purpose.CONFIRM, mapping))
+                    self._ready.append((Purpose.CONFIRM, mapping))
                 case MappingState.REFUSED:
                     self._retry(mapping)
                 case _:
-                    self._tasks.append((Purpose.CREATE, mapping))
+                    self._ready.append((Purpose.CREATE, mapping))
 
 
 _NEVER = 2.0**1000  # s; an integer may be more than any float without being infinite
 _MOVE_GRACE = 30.0  # s for which a mapping counts as held after the network has changed
-_DISCARD_PORT, _ERRAND_LIFETIME = 9, 120  # RFC 6887 sections 11.6 and 15
+_DISCARD_PORT, _DISCARD_PORT_LIFETIME = 9, 120  # RFC 6887 sections 11.6 and 15

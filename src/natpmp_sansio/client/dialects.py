@@ -120,7 +120,7 @@ class Dialect(typing.Protocol):
     """Seconds from one try to renew to the next, at least."""
     probe_attempts: int
     """How often `probe_request` is sent when the caller wants to know."""
-    patience: int
+    attempts_until_unreachable: int
     """After how many unanswered transmissions the gateway counts as silent."""
     serial: bool
     """Whether there may be only one request at a time."""
@@ -159,15 +159,15 @@ class Dialect(typing.Protocol):
         """What a response says; None: it is none of this dialect's."""
         ...
 
-    def is_for(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+    def matches(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         """Whether this is the answer to requests for that spec."""
         ...
 
-    def is_cut(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+    def matches_truncated_port(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         """Whether it would be that answer, had the gateway not kept a part of the port only."""
         ...
 
-    def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
+    def restore_response_bit(self, data: bytes, *, is_awaited: bool) -> bytes | None:
         """A response from which only the response bit is missing, with it; None: that is not all that is amiss.
         `is_awaited`: an answer in this dialect is, and not only one in another."""
         ...
@@ -185,7 +185,7 @@ class NatPmpDialect:
     renewal_attempts = schedules.NAT_PMP_ATTEMPTS
     renewal_gap = 0.0
     probe_attempts = 4  # within four seconds
-    patience = schedules.NAT_PMP_ATTEMPTS
+    attempts_until_unreachable = schedules.NAT_PMP_ATTEMPTS
     serial = True  # section 3.1
     has_nonce = False
     tells_address = True
@@ -259,16 +259,16 @@ class NatPmpDialect:
             case _:
                 return None
 
-    def is_for(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+    def matches(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         # In answer to internal port 0 some say 0 and some the assigned port: only the opcode tells (field notes).
         is_same = answer.internal_port in (None, spec.internal_port) or spec.internal_port == 0
         return is_same and answer.protocol == spec.protocol
 
-    def is_cut(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+    def matches_truncated_port(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         port = spec.internal_port
         return answer.protocol == spec.protocol and port > 0xFF and answer.internal_port == port & 0xFF
 
-    def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
+    def restore_response_bit(self, data: bytes, *, is_awaited: bool) -> bytes | None:
         is_version_error = data[2:4] == b"\0\1"  # of whatever opcode and length
         is_answer = is_version_error or (is_awaited and len(data) == _ANSWER_SIZES.get(data[1]))
         return bytes((data[0], data[1] | 0x80, *data[2:])) if is_answer else None
@@ -290,7 +290,7 @@ class PcpDialect:
     renewal_attempts = 1  # section 11.2.1
     renewal_gap = schedules.MIN_RENEWAL_GAP
     probe_attempts = 2  # within ten seconds
-    patience = schedules.PCP_MULTI_ADDRESS_ATTEMPTS
+    attempts_until_unreachable = schedules.PCP_MULTI_ADDRESS_ATTEMPTS
     serial = False
     has_nonce = True
     tells_address = False
@@ -360,15 +360,15 @@ class PcpDialect:
             case _:
                 return None
 
-    def is_for(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+    def matches(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         # Sections 11.4 and 12.4. The nonce is new for each mapping, so it stands for the internal address as well.
         is_same = answer.nonce == spec.nonce and answer.internal_port == spec.internal_port
         return is_same and answer.protocol == spec.protocol and answer.remote == spec.remote
 
-    def is_cut(self, answer: MapAnswer, spec: MappingSpec) -> bool:
+    def matches_truncated_port(self, answer: MapAnswer, spec: MappingSpec) -> bool:
         return False
 
-    def mend(self, data: bytes, *, is_awaited: bool) -> bytes | None:
+    def restore_response_bit(self, data: bytes, *, is_awaited: bool) -> bytes | None:
         return None  # without the bit it is a request, and dropped (section 8.3)
 
     def is_deleted(self, answer: MapAnswer) -> bool:

@@ -112,11 +112,11 @@ class Purpose(enum.Enum):
     CREATE = enum.auto()
     RENEW = enum.auto()
     CONFIRM = enum.auto()  # a request for what is held: the gateway has, or may have, lost it
-    VACATE = enum.auto()  # a delete that another request for the same mapping follows
+    REASSIGN = enum.auto()  # a delete that another request for the same mapping follows
     DELETE = enum.auto()
     ADDRESS = enum.auto()  # which is the external address?
-    PROBE = enum.auto()  # does the gateway speak this at all?
-    DIAGNOSE = enum.auto()  # the same, because the caller wants to know
+    FALLBACK = enum.auto()  # does the gateway speak this at all?
+    PROBE = enum.auto()  # the same, because the caller wants to know
 
     __hash__ = object.__hash__
 
@@ -124,22 +124,22 @@ class Purpose(enum.Enum):
 CREATE, RENEW = Purpose.CREATE, Purpose.RENEW  # by themselves, for the same reason
 ASKING = frozenset({Purpose.CREATE, Purpose.RENEW, Purpose.CONFIRM})
 """The purposes of a mapping that is still wanted."""
-DELETING = frozenset({Purpose.VACATE, Purpose.DELETE})
+DELETING = frozenset({Purpose.REASSIGN, Purpose.DELETE})
 _OF_HELD = frozenset({Purpose.RENEW, Purpose.CONFIRM})
 
 
-def limit_of(purpose: Purpose, dialect: Dialect, mapping: Tracked | None, delete_attempts: int) -> int | None:
+def max_attempts(purpose: Purpose, dialect: Dialect, mapping: ClientMapping | None, delete_attempts: int) -> int | None:
     """How often a request is sent before silence is its answer; None: for ever."""
     match purpose:
         case Purpose.CONFIRM:
-            return dialect.patience  # then anew, before the waits grow as long as the lease
+            return dialect.attempts_until_unreachable  # then anew, before the waits grow as long as the lease
         case Purpose.RENEW:
             return dialect.renewal_attempts
         case Purpose.DELETE if mapping is None or mapping.dialect is None:
             return 1  # it may not be there at all
-        case Purpose.DELETE | Purpose.VACATE:
+        case Purpose.DELETE | Purpose.REASSIGN:
             return delete_attempts
-        case Purpose.ADDRESS | Purpose.DIAGNOSE:
+        case Purpose.ADDRESS | Purpose.PROBE:
             return dialect.probe_attempts
         case _:
             return dialect.attempts
@@ -150,7 +150,7 @@ class Exchange:
     """One request and the wait for its answer. `limit` is how often it may be sent, None for ever."""
 
     purpose: Purpose
-    mapping: Tracked | None
+    mapping: ClientMapping | None
     dialect: Dialect
     data: bytes
     limit: int | None
@@ -160,14 +160,14 @@ class Exchange:
     mismatches: int = 0  # successes that may be answers to an earlier request
 
 
-class UnderWay(dict[Exchange, None]):
+class InFlight(dict[Exchange, None]):
     """The requests under way, in the order in which they began. How many there are of which kind is counted, because
     whatever comes in makes the client look for the next request that there is room for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.questions = 0  # about no mapping
-        self.endless = 0  # sent until they are answered
+        self.unlimited = 0  # sent until they are answered
         self.in_version: Counter[int] = Counter()
 
     def begin(self, exchange: Exchange) -> None:
@@ -176,7 +176,7 @@ class UnderWay(dict[Exchange, None]):
         if exchange.mapping is None:
             self.questions += 1
         if exchange.limit is None:
-            self.endless += 1
+            self.unlimited += 1
 
     def end(self, exchange: Exchange) -> None:
         """Forget one, whether it is still under way or not."""
@@ -186,23 +186,23 @@ class UnderWay(dict[Exchange, None]):
             if exchange.mapping is None:
                 self.questions -= 1
             if exchange.limit is None:
-                self.endless -= 1
+                self.unlimited -= 1
 
-    def tired(self, dialect: Dialect) -> Exchange | None:
+    def first_past_patience(self, dialect: Dialect) -> Exchange | None:
         """The first that would be sent for ever, and has met with silence."""
-        if not self.endless:
+        if not self.unlimited:
             return None
         creating = [each for each in self if each.dialect is dialect and each.purpose is Purpose.CREATE]
-        return next((each for each in creating if each.attempts > dialect.patience), None)
+        return next((each for each in creating if each.attempts > dialect.attempts_until_unreachable), None)
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
-class Tracked:
+class ClientMapping:
     """What the client remembers of one mapping."""
 
     id: MappingId
     spec: MappingSpec  # its `external` is what to suggest: the caller's spec at first, then what was granted
-    is_errand: bool = False  # made by the client itself, to learn the external address; not the caller's
+    is_address_probe: bool = False  # made by the client itself, to learn the external address; not the caller's
     request: tuple[MappingSpec, Dialect, bytes] | None = (
         None  # the last one, as long as the next is likely to be the same
     )
@@ -211,11 +211,11 @@ class Tracked:
     exchange: Exchange | None = None
     dialect: Dialect | None = None  # in which it was granted; None while held: from elsewhere, see `network_changed`
     external: Endpoint | None = None  # as last granted
-    told: Endpoint | None = None  # the endpoint of the last event, until one has said that it is lost
-    is_news: bool = False  # a grant that no event has told yet
+    reported_external: Endpoint | None = None  # the endpoint of the last event, until one has said that it is lost
+    has_unreported_grant: bool = False  # a grant that no event has told yet
     follows_gateway: bool = False  # its external address is the gateway's, which is told apart from the grant
-    maybe_there: bool = False  # the gateway may have it
-    generation: int = 0
+    may_exist_at_gateway: bool = False  # the gateway may have it
+    loss_count: int = 0
     granted_options: tuple[pcp.Option, ...] = ()
     lifetime: float = 0.0
     granted_at: float = 0.0
@@ -228,7 +228,7 @@ class Tracked:
     is_renewal_open: bool = False  # a renewal was sent, and neither granted nor refused
     retry_at: float | None = None
     hold_until: float = -math.inf
-    useless: int = 0  # how many grants in a row could not be used
+    unusable_grants: int = 0  # how many grants in a row could not be used
     refused_by_silence: bool = False
     ending: MappingFailed | None = None
 
@@ -269,7 +269,7 @@ class Tracked:
                 return False
             if purpose is RENEW:
                 return self.renew_at is None and now >= self.hold_until
-            return self.generation < generation
+            return self.loss_count < generation
         return self.state is (MappingState.RELEASING if purpose is Purpose.DELETE else MappingState.REQUESTING)
 
     def plan_renewal(self, earliest: float) -> None:
@@ -303,7 +303,7 @@ class Tracked:
     def _suggest(self, external: Endpoint) -> None:
         self.spec, self.request = attrs.evolve(self.spec, external=external), None
 
-    def knows(self, answer: MapAnswer, now: float) -> bool:
+    def is_copy(self, answer: MapAnswer, now: float) -> bool:
         """Whether a success that nobody waits for is a copy of one before: it says nothing new, or too much of a lease
         that began earlier than now."""
         is_same = self.is_held and not self.is_renewal_open and self.external == answer.external
@@ -322,10 +322,10 @@ class Tracked:
             "internal_port": self.spec.internal_port,
         }
 
-    def news(self, gateway: Address) -> MappingGranted | MappingChanged | MappingRenewed:
+    def take_event(self, gateway: Address) -> MappingGranted | MappingChanged | MappingRenewed:
         """What there is to be told of it, as it is held now; then it is told."""
         assert self.external is not None
-        old, self.told, self.is_news = self.told, self.external, False
+        old, self.reported_external, self.has_unreported_grant = self.reported_external, self.external, False
         if old is not None and old != self.external:
             return MappingChanged(
                 **self.about(gateway),
@@ -345,7 +345,7 @@ class Tracked:
             expires_at=self.expires_at,
         )
 
-    def look(self) -> Mapping:
+    def view(self) -> Mapping:
         assert self.state is not None
         held = self.is_held
         return Mapping(
@@ -354,7 +354,7 @@ class Tracked:
             protocol=self.spec.protocol,
             internal_port=self.spec.internal_port,
             remote=self.spec.remote,
-            external=self.told if held else None,
+            external=self.reported_external if held else None,
             lifetime=self.lifetime if held else None,
             expires_at=self.expires_at if held else None,
             renew_at=self.renew_at,
@@ -374,13 +374,13 @@ class Pair:
 
     MAX_ROUNDS: typing.ClassVar[int] = 4  # before the gateway is said not to be able to
 
-    udp: Tracked
-    tcp: Tracked
+    udp: ClientMapping
+    tcp: ClientMapping
     rounds: int = 0  # how often one of them was asked for again, because their ports differed
     is_split: bool = False  # it was told that they differ
     is_following: bool = False  # TCP is to be renewed because UDP was asked for
 
-    def twin(self, mapping: Tracked) -> Tracked:
+    def twin(self, mapping: ClientMapping) -> ClientMapping:
         return self.tcp if mapping is self.udp else self.udp
 
     @property

@@ -16,7 +16,7 @@ def reason_of(address: IPAddress) -> Reason | None:
     return Reason.CGNAT if is_shared(address) else Reason.DOUBLE_NAT if is_behind_nat(address) else None
 
 
-class Diagnosis:
+class Probe:
     """One finding for each dialect; those in `waiting` have not been asked yet."""
 
     def __init__(self, dialects: Iterable[Dialect]) -> None:
@@ -30,7 +30,7 @@ class Diagnosis:
     def is_complete(self) -> bool:
         return all(self._findings.values())
 
-    def verdict(self, gateway: Address, external_address: IPAddress | None) -> ProbeCompleted:
+    def result(self, gateway: Address, external_address: IPAddress | None) -> ProbeCompleted:
         """What all findings together say."""
         findings = tuple(finding for finding in self._findings.values() if finding is not None)
         reasons = [finding.reason for finding in findings]

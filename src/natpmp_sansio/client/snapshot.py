@@ -15,7 +15,7 @@ from ..errors import LocalProtocolError, NatPmpError
 from ..events import Address
 from ..wire.fields import Endpoint, IPAddress, Value, to_address
 from ..wire.options import Option, decode_options, encode_options
-from .lifecycle import Tracked
+from .lifecycle import ClientMapping
 
 FORM = "natpmp_sansio client 1"
 Plain = dict[str, typing.Any]
@@ -41,7 +41,7 @@ class Saved(Value):
 
 
 def write_snapshot(
-    gateways: tuple[Address, ...], local: IPAddress, mappings: list[Tracked], last_id: int, now: float
+    gateways: tuple[Address, ...], local: IPAddress, mappings: list[ClientMapping], last_id: int, now: float
 ) -> Plain:
     """What `read_snapshot` gives back."""
     return {
@@ -76,7 +76,7 @@ def read_snapshot(snapshot: object) -> tuple[list[Address], str, int, list[Saved
     return gateways, local, last_id, mappings
 
 
-def _write_mapping(mapping: Tracked, now: float) -> Plain:
+def _write_mapping(mapping: ClientMapping, now: float) -> Plain:
     spec, pair = mapping.spec, mapping.pair
     return {
         "id": mapping.id,

@@ -12,7 +12,7 @@ from .dialects import Dialect, make_dialects
 from .spec import MappingSpec
 
 
-class Speech:
+class VersionNegotiation:
     """The dialects that can be spoken from `local`, by version, the preferred one first, and what is known of them.
 
     Raises:
@@ -25,7 +25,7 @@ class Speech:
         self.can_fall_back = len(self.dialects) > 1 and not config.strict
         self.current: Dialect | None = None  # what the gateway was last found to speak
         self.is_certain = False  # whether the gateway itself said so, or was only silent to the other version
-        self.told_version: int | None = None
+        self.reported_version: int | None = None
         self.refused_versions: set[int] = set()
         self._memory = config.version_memory
         self._current_until = -math.inf
@@ -51,7 +51,7 @@ class Speech:
         self.is_certain = is_certain or dialect is self.preferred
         self._current_until = math.inf if dialect is self.preferred else now + self._memory
 
-    def has_lost_state(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
+    def observe(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
         """Take in what was heard in a dialect. True: its epoch shows that the gateway has lost its state."""
         if self.current is not None and dialect is self.preferred and self.current is not dialect:
             self._current_until = now  # it speaks the preferred protocol after all: the next request tries it
