@@ -19,7 +19,7 @@ import time
 SOURCES = pathlib.Path(__file__).parent.parent / "src"
 CLIENT, KEEPER, LIFECYCLE = "client/client.py", "client/keeper.py", "client/lifecycle.py"
 DIALECTS, EPOCH = "client/dialects.py", "client/epoch.py"
-SCHEDULE, SPEECH = "client/schedules.py", "client/versions.py"
+RESTARTS, SCHEDULE, VERSIONS = "client/restarts.py", "client/schedules.py", "client/versions.py"
 
 Fault = tuple[str, str, str, str]
 # name, file, what is there, what is wrong instead
@@ -79,27 +79,27 @@ FAULTS: tuple[Fault, ...] = (
     ("two requests in NAT-PMP", KEEPER, "(1 if dialect.serial else", "(2 if dialect.serial else"),
     (
         "recovery not paced",
-        KEEPER,
-        "max(now + recovery_delay(self._rng), last + self._config.recovery_interval)",
+        RESTARTS,
+        "max(now + recovery_delay(self._rng), last + self._interval)",
         "now + recovery_delay(self._rng)",
     ),
     (
         "no recovery",
         KEEPER,
-        "            if mapping.is_held and mapping.loss_count < self._loss_count:\n                self._end_exchange",
+        "            if mapping.is_held and mapping.loss_count < restarts.loss_count:\n                self._end_exchange",
         "            if False:\n                self._end_exchange",
     ),
     (
         "a recovery that is not taken up again",
         KEEPER,
-        "        else:\n            due = self._timers.deadline((Timer.RECOVER, None))\n",
-        "        elif False:\n            due = self._timers.deadline((Timer.RECOVER, None))\n",
+        "        else:\n            self._timers.set((Timer.RECOVER, None), self._session.restarts.retry(recover_at))\n",
+        "",
     ),
     ("no confirmation", KEEPER, "        if is_new and not has_lost and", "        if False and"),
     (
         "another address that is not doubted",
         KEEPER,
-        "        elif outcome.address != self._external_address:\n",
+        "        elif outcome.address != self._session.external.address:\n",
         "        elif outcome.address is None:\n",
     ),
     ("a copy of a grant renews", LIFECYCLE, "return is_same and now", "return False and now"),
@@ -138,7 +138,7 @@ FAULTS: tuple[Fault, ...] = (
     (
         "version error believed always",
         KEEPER,
-        "            self._versions.is_proven_other_than(offered)\n            or (",
+        "            self._session.versions.is_proven_other_than(offered)\n            or (",
         "            (",
     ),
     (
@@ -166,7 +166,7 @@ FAULTS: tuple[Fault, ...] = (
     (
         "full server asked again",
         KEEPER,
-        "is_taken or now < self._hold_new_until",
+        "is_taken or not self._session.reachability.may_create(now)",
         "is_taken",
     ),
     ("a port that is taken asked for again", KEEPER, "mapping.suggest(spec.external.address, 0)", "pass"),
@@ -190,7 +190,7 @@ FAULTS: tuple[Fault, ...] = (
         "            mapping.expires_at = min(mapping.expires_at, now + _MOVE_GRACE)\n",
         "",
     ),
-    ("the old nonce elsewhere", CLIENT, "self._local.version), nonce=nonce)", "self._local.version))"),
+    ("the old nonce elsewhere", CLIENT, "self._session.local.version), nonce=nonce", "self._session.local.version)"),
     ("a restart with other nonces", CLIENT, "nonce=each.nonce, family=each.family", "family=each.family"),
     (
         "a restart that forgets what is there",
@@ -216,7 +216,7 @@ FAULTS: tuple[Fault, ...] = (
         "early wake-up does something",
         KEEPER,
         "        if due:\n            self._send_requests(now)",
-        "        if due or self._ready:\n            self._hold_new_until = 0.0\n            self._send_requests(now)",
+        "        if due or self._ready:\n            self._session.reachability.hold_new(0.0)\n            self._send_requests(now)",
     ),
     (
         "closed too early",

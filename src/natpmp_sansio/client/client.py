@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import attrs
 
 from ..config import Config
-from ..core.socket_address import bind_address, checked_addresses, checked_local, peers_of
+from ..core.socket_address import bind_address, checked_addresses, checked_local
 from ..errors import LocalProtocolError
 from ..events import Address, MappingFailed, MappingId, Reason
 from ..stats import Rejected, Stats
@@ -20,9 +20,9 @@ from ..wire.fields import Endpoint, IPAddress, Protocol, Value, to_address
 from .keeper import Keeper
 from .lifecycle import ClientMapping, Exchange, Mapping, MappingState, Pair, Purpose, Timer
 from .probe import Probe
+from .session import GatewaySession
 from .snapshot import Saved, read_snapshot, write_snapshot
 from .spec import MappingParameters, MappingSpec, Target, require_no_overlap
-from .versions import VersionNegotiation
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -81,27 +81,27 @@ class Client(Keeper):
     @property
     def gateways(self) -> tuple[Address, ...]:
         """Every address of the gateway."""
-        return self._addresses
+        return self._session.servers.addresses
 
     @property
     def bind_address(self) -> Address:
         """The local address of the socket: requests must come from it; any port will do."""
-        return bind_address(self._local, self.gateway)
+        return bind_address(self._session.local, self.gateway)
 
     @property
     def version(self) -> int | None:
         """What the gateway speaks: 2 is PCP, 0 is NAT-PMP; None until it has answered."""
-        return self._versions.reported_version
+        return self._session.versions.reported_version
 
     @property
     def external_address(self) -> IPAddress | None:
         """The gateway's external address, as last told by it."""
-        return self._external_address
+        return self._session.external.address
 
     @property
     def prefixes(self) -> tuple[pcp.Prefix64, ...]:
         """The prefixes of the gateway's NAT64, as last told; ask with a `pcp.Prefix64` option (RFC 7225)."""
-        return self._prefixes
+        return self._session.external.prefixes
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -143,7 +143,7 @@ class Client(Keeper):
             for mapping in self._mappings.values()
             if mapping.state is not MappingState.RELEASING and not mapping.is_address_probe
         ]
-        return write_snapshot(self._addresses, self._local, kept, self._last_id, now)
+        return write_snapshot(self._session.servers.addresses, self._session.local, kept, self._last_id, now)
 
     def __repr__(self) -> str:
         return f"<Client of {self.gateway[0]} version={self.version} mappings={len(self._mappings)}>"
@@ -176,7 +176,7 @@ class Client(Keeper):
         RFC: 6886 section 3.3, 6887 section 11.2.
         """
         spec = MappingSpec.from_parameters(
-            self._local,
+            self._session.local,
             protocol,
             internal_port,
             external_port=external_port,
@@ -212,7 +212,7 @@ class Client(Keeper):
             raise LocalProtocolError(f"remote must be an address and a port, not {remote!r}") from None
         peer = Endpoint(to_address(host), port)
         (mapping,) = self._want(
-            [MappingSpec.from_parameters(self._local, protocol, internal_port, remote=peer, **parameters)], now
+            [MappingSpec.from_parameters(self._session.local, protocol, internal_port, remote=peer, **parameters)], now
         )
         self._send_requests(self._now)
         return mapping.id
@@ -231,7 +231,7 @@ class Client(Keeper):
         Raises: LocalProtocolError, as `map_port`.
         """
         both = [
-            MappingSpec.from_parameters(self._local, each, internal_port, **parameters)
+            MappingSpec.from_parameters(self._session.local, each, internal_port, **parameters)
             for each in (Protocol.UDP, Protocol.TCP)
         ]
         udp, tcp = self._want(both, now)
@@ -266,11 +266,11 @@ class Client(Keeper):
         """
         self._require_open()
         now = self._advance(now)
-        self._address_asked = True
-        self._versions.expire(
+        self._address_requested = True
+        self._session.versions.expire(
             now
         )  # before it is asked who can tell: `_send_requests` would forget that, and ask nobody
-        if self._versions.address_teller is not None:
+        if self._session.versions.address_teller is not None:
             self._address_wanted = True
         elif (held := next((each for each in self._mappings.values() if each.is_held), None)) is not None:
             self._renew_now(held, now)
@@ -290,7 +290,7 @@ class Client(Keeper):
         """
         self._require_open()
         now = self._advance(now)
-        self._probe = self._probe or Probe(self._versions.dialects.values())
+        self._probe = self._probe or Probe(self._session.versions.dialects.values())
         self._send_requests(now)
 
     def close(self, now: float) -> None:
@@ -347,15 +347,22 @@ class Client(Keeper):
         MappingFailed for what is the same as another mapping there, because it differed in the family outside alone.
         Raises: LocalProtocolError, before anything has changed: an address is none.
         """
-        addresses = self._addresses if gateway is None else checked_addresses(gateway)
-        local = self._local if local_address is None else checked_local(local_address)
-        speech = VersionNegotiation(local, self._config, self._jitter)
+        session = GatewaySession(
+            self.gateways if gateway is None else checked_addresses(gateway),
+            self._session.local if local_address is None else checked_local(local_address),
+            self._config,
+            rng=self._rng,
+            jitter=self._jitter,
+        )
         now = self._advance(now)
         if self._closing:
             return
-        if local != self._local or peers_of(addresses) != self._peers:
-            self._leave(local, addresses, speech, now)
-        self._forget()
+        for timer in (Timer.FALLBACK, Timer.RECOVER, Timer.HOLD):
+            self._timers.cancel((timer, None))
+        if session.is_same_place(self._session):
+            self._session.doubt()
+        else:
+            self._leave(session, now)
         self._ask_for_everything(now)
         self._send_requests(now)
 
@@ -394,17 +401,19 @@ class Client(Keeper):
 
     def _map_discard_port(self) -> None:
         """Map the discard port for a moment, to learn the external address from the answer."""
-        spec = MappingSpec.from_parameters(self._local, Protocol.UDP, _DISCARD_PORT, lifetime=_DISCARD_PORT_LIFETIME)
+        spec = MappingSpec.from_parameters(
+            self._session.local, Protocol.UDP, _DISCARD_PORT, lifetime=_DISCARD_PORT_LIFETIME
+        )
         self._last_id += 1
         spec = attrs.evolve(spec, nonce=self._rng.randbytes(12))
         self._track(ClientMapping(id=MappingId(self._last_id), spec=spec, is_address_probe=True))
 
     def _resume(self, saved: list[Saved], last_id: int, elapsed: float, local: IPAddress, now: float) -> None:
         """Take up the mappings of a snapshot, which were granted to `local`."""
-        is_here, targets = local == self._local, set[Target]()
+        is_here, targets = local == self._session.local, set[Target]()
         for each in saved:
             spec = MappingSpec.from_parameters(
-                self._local,
+                self._session.local,
                 each.protocol,
                 each.internal_port,
                 remote=each.remote,
@@ -419,11 +428,13 @@ class Client(Keeper):
                 raise LocalProtocolError(f"a damaged snapshot: mapping {each.id} is there twice")
             targets.add(spec.target)
             if not is_here:
-                spec = spec.elsewhere(local.version == self._local.version)
+                spec = spec.elsewhere(local.version == self._session.local.version)
             mapping = ClientMapping(id=MappingId(each.id), spec=spec)
             if is_here and each.remaining is not None and each.remaining > elapsed:
                 mapping.may_exist_at_gateway = True
-                mapping.dialect = self._versions.dialects.get(each.version) if each.version is not None else None
+                mapping.dialect = (
+                    self._session.versions.dialects.get(each.version) if each.version is not None else None
+                )
             self._track(mapping)
         for each in saved:
             mapping = self._mappings[MappingId(each.id)]
@@ -440,28 +451,26 @@ class Client(Keeper):
 
     # --- another network
 
-    def _leave(self, local: IPAddress, addresses: tuple[Address, ...], speech: VersionNegotiation, now: float) -> None:
-        """Another gateway or local address: delete what may be deleted from here, and take nothing along but specs."""
-        has_moved, is_here = local != self._local, peers_of(addresses) == self._peers
+    def _leave(self, session: GatewaySession, now: float) -> None:
+        """Another gateway or local address: delete what may be deleted from here, and carry nothing over but specs."""
+        local, old_local = session.local, self._session.local
+        has_moved, is_here = local != old_local, session.servers.peers == self._session.servers.peers
         for mapping in list(self._mappings.values()):
             old = mapping.dialect
             is_anothers = is_here and mapping.spec.is_for_another_host  # then it is as good as before
             # Without a nonce, a delete that leaves from the new address would be obeyed there.
             data = old.delete_request(mapping.granted) if old and (old.has_nonce or not has_moved) else None
             if data is not None and mapping.may_exist_at_gateway and not is_anothers:
-                self._queue.send(data, self.gateway, mapping, self._local if has_moved else None)
+                self._queue.send(data, self.gateway, mapping, old_local if has_moved else None)
             if mapping.state is MappingState.RELEASING:
                 self._finish_delete(mapping, confirmed=False)
             elif mapping.is_address_probe:
                 self._remove(mapping)
             else:
                 self._carry_over(mapping, local, mapping.spec.nonce if is_anothers else self._rng.randbytes(12), now)
-        self._local, self._addresses, self._peers = local, addresses, peers_of(addresses)
-        self._at, self._tried = 0, 1
-        self._versions = speech
-        self._external_address, self._prefixes = None, ()
-        self._unreachable = False
-        self._address_at = -math.inf
+        session.restarts.keep_pace_of(self._session.restarts)
+        session.reachability.keep_pace_of(self._session.reachability)
+        self._session = session
         self._end_doubles()
 
     def _end_doubles(self) -> None:
@@ -476,9 +485,10 @@ class Client(Keeper):
         """Ask for it from the new place. The nonce is another: each server has its own (RFC 6887 section 11.2), and the
         delete at the old place may still be answered."""
         self._by_nonce.pop(mapping.spec.nonce, None)
-        mapping.spec = attrs.evolve(mapping.spec.elsewhere(local.version == self._local.version), nonce=nonce)
+        mapping.spec = attrs.evolve(mapping.spec.elsewhere(local.version == self._session.local.version), nonce=nonce)
         self._by_nonce[nonce] = mapping
         mapping.dialect, mapping.may_exist_at_gateway = None, False
+        mapping.loss_count = -1  # before any loss that the new gateway may have
         if mapping.is_held:
             self._cancel_lease(mapping)
             mapping.follows_gateway = mapping.is_renewal_open = False
@@ -486,26 +496,15 @@ class Client(Keeper):
             mapping.expires_at = min(mapping.expires_at, now + _MOVE_GRACE)
             self._arm(mapping)
 
-    def _forget(self) -> None:
-        """Doubt whatever was learnt of the gateway, and put off nothing."""
-        self._versions.forget()
-        self._failures, self._tried, self._unanswered = 0, 1, 0
-        self._silent_until = self._hold_new_until = self._hold_all_until = -math.inf
-        self._last_announcement = -math.inf
-        self._is_restart_reported = False
-        for timer in (Timer.FALLBACK, Timer.RECOVER, Timer.HOLD):
-            self._timers.cancel((timer, None))
-
     def _ask_for_everything(self, now: float) -> None:
         """Start anew with every mapping, in the order of asking."""
         for exchange in list(self._in_flight):
             self._end_exchange(exchange)
         if self._probe is not None:
-            self._probe = Probe(self._versions.dialects.values())
+            self._probe = Probe(self._session.versions.dialects.values())
         self._ready.clear()
         self._blocked.clear()
-        self._loss_count += 1
-        self._last_confirmation = now
+        self._session.restarts.confirm_now(now)
         for mapping in self._mappings.values():
             mapping.is_renewal_queued = False
             if mapping.pair is not None:

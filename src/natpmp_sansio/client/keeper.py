@@ -21,7 +21,7 @@ import attrs
 
 from ..config import Config
 from ..core.machine import Machine
-from ..core.socket_address import PeerKey, checked_addresses, checked_local, peer_key, peers_of, same_host
+from ..core.socket_address import PeerKey, checked_addresses, checked_local, peer_key
 from ..events import (
     Address,
     Closed,
@@ -43,8 +43,8 @@ from ..events import (
     VersionNegotiated,
 )
 from ..stats import Rejected, Tolerated
-from ..wire import Message, is_response, pcp
-from ..wire.fields import IPAddress, any_address
+from ..wire import Message, is_response
+from ..wire.fields import IPAddress
 from .dialects import (
     AddressAnswer,
     Announcement,
@@ -71,9 +71,9 @@ from .lifecycle import (
     max_attempts,
 )
 from .probe import Probe, reason_of
-from .schedules import MIN_RENEWAL_GAP, recovery_delay
+from .schedules import MIN_RENEWAL_GAP
+from .session import AddressChange, GatewaySession
 from .spec import Target
-from .versions import VersionNegotiation
 
 TimerKey = tuple[Timer, ClientMapping | None] | Exchange  # an exchange waits for one thing alone: to be sent again
 Task = tuple[Purpose, ClientMapping]
@@ -93,14 +93,10 @@ class Keeper(Machine[TimerKey]):
         super().__init__()
         self._config = config or Config()
         self._rng = rng or random.SystemRandom()
-        self._addresses = checked_addresses(gateway)
-        self._peers = peers_of(self._addresses)
-        self._at = 0  # which of them is in use
-        self._tried = 1  # how many of them, since the last answer
-        self._unanswered = 0  # renewals in a row, at this address
-        self._local = checked_local(local_address)
         self._jitter = rng or random.Random()  # which need not be a secret: the system's takes as long as a datagram
-        self._versions = VersionNegotiation(self._local, self._config, self._jitter)
+        self._session = GatewaySession(
+            checked_addresses(gateway), checked_local(local_address), self._config, rng=self._rng, jitter=self._jitter
+        )
 
         self._mappings: dict[MappingId, ClientMapping] = {}
         self._wanted: dict[Target, ClientMapping] = {}
@@ -116,25 +112,9 @@ class Keeper(Machine[TimerKey]):
         self._in_flight = InFlight()
         self._probe: Probe | None = None
 
-        self._external_address: IPAddress | None = None
-        self._prefixes: tuple[pcp.Prefix64, ...] = ()
         self._address_wanted = False
-        self._address_asked = False  # by the caller, who gets an event even if it is the same
-        self._address_at = -math.inf
+        self._address_requested = False  # by the caller, who gets an event even if it is the same
 
-        self._failures = 0
-        self._silent_reason = Reason.NO_ANSWER
-        self._silent_until = -math.inf
-        self._unreachable = False
-        self._hold_new_until = -math.inf
-        self._hold_all_until = -math.inf
-        self._loss_count = 0  # how often the gateway has, or may have, lost its state
-        self._last_certain_loss = 0  # when it certainly had
-        self._is_restart_reported = False
-        self._last_recovery = -math.inf  # from a certain loss; from a doubtful one:
-        self._last_confirmation = -math.inf
-        self._last_announcement = -math.inf
-        self._last_comeback = -math.inf
         self._closing = False
         self._closed = False
         self._rejected: Counter[Rejected] = Counter()
@@ -143,7 +123,7 @@ class Keeper(Machine[TimerKey]):
     @property
     def gateway(self) -> Address:
         """Where requests go now."""
-        return self._addresses[self._at]
+        return self._session.servers.current
 
     # --- bytes and time in
 
@@ -151,17 +131,17 @@ class Keeper(Machine[TimerKey]):
         """Take in a datagram. True: it came from the gateway and is an answer or announcement, if perhaps an invalid
         one, which is counted. False: it is somebody else's, and nothing has changed."""
         # Nearly all that comes is from where requests go, and an address takes long to be read.
-        peer = self._peers[self._at] if addr == self._addresses[self._at] else peer_key(addr)
-        is_server = peer in self._peers
-        if self._closed or peer is None or not (is_server or any(same_host(peer, known) for known in self._peers)):
+        servers = self._session.servers
+        peer = servers.current_peer if addr == servers.current else peer_key(addr)
+        if self._closed or peer is None or not servers.owns(peer):
             return False
         regular = data if is_response(data) else self._restore_response_bit(data, peer)
         if regular is None:
             return False
         message = read_message(regular)
-        dialect = self._versions.dialects.get(regular[0])
+        dialect = self._session.versions.dialects.get(regular[0])
         outcome = dialect.read(message) if dialect and message else None
-        if not is_server and not isinstance(outcome, AddressAnswer):
+        if peer not in servers.peers and not isinstance(outcome, AddressAnswer):
             return False  # only a NAT-PMP announcement may come from another port
         now = self._advance(now)
         if self._queue.overflows():
@@ -194,9 +174,9 @@ class Keeper(Machine[TimerKey]):
 
     def _restore_response_bit(self, data: bytes, peer: PeerKey) -> bytes | None:
         """A NAT-PMP answer without the response bit, with it, while any answer is awaited. Changes nothing."""
-        if self._config.strict or len(data) < 2 or peer != self._peers[self._at]:
+        if self._config.strict or len(data) < 2 or peer != self._session.servers.current_peer:
             return None
-        dialect = self._versions.dialects.get(data[0])
+        dialect = self._session.versions.dialects.get(data[0])
         if dialect is None or not self._in_flight:
             return None
         return dialect.restore_response_bit(
@@ -206,17 +186,18 @@ class Keeper(Machine[TimerKey]):
     def _dispatch(
         self, peer: PeerKey, message: Message | None, dialect: Dialect | None, outcome: Outcome | None, now: float
     ) -> None:
-        current = self._peers[self._at]
-        if dialect is not None and peer == current and isinstance(outcome, MapAnswer) and outcome.reason is None:
+        servers = self._session.servers
+        is_current = peer == servers.current_peer
+        if dialect is not None and is_current and isinstance(outcome, MapAnswer) and outcome.reason is None:
             self._on_mapping_response(dialect, outcome, now)  # nearly always: all that follows is soon ruled out
-        elif peer != current and (peer in self._peers or not same_host(peer, current)):
+        elif servers.is_given_up(peer):
             self._rejected[Rejected.GIVEN_UP] += 1
         elif message is not None and (error := read_version_error(message)) is not None:
             self._on_version_error(error, now)
         elif dialect is None or outcome is None:
             self._on_unreadable(dialect, Rejected.MALFORMED if message is None else Rejected.UNKNOWN, now)
         else:
-            self._on_question_response(dialect, outcome, peer == current, now)
+            self._on_question_response(dialect, outcome, is_current, now)
 
     def _on_question_response(self, dialect: Dialect, outcome: Outcome, from_server: bool, now: float) -> None:
         if isinstance(outcome, MapAnswer):
@@ -229,10 +210,10 @@ class Keeper(Machine[TimerKey]):
             return
         has_lost = self._on_authentic_response(dialect, outcome.epoch, now)
         if isinstance(outcome, Announcement):
-            self._learn_prefixes(outcome.options)
-        elif questions or not self._versions.is_proven_other_than(dialect):
+            self._session.external.learn_prefixes(outcome.options)
+        elif questions or not self._session.versions.is_proven_other_than(dialect):
             self._learn_address(outcome.address, now)
-        elif outcome.address != self._external_address:
+        elif outcome.address != self._session.external.address:
             self._schedule_confirmation(now)  # anybody might say so; the answers to the renewals have a nonce
         for question in questions:
             self._complete_question(question, outcome, now)
@@ -243,7 +224,7 @@ class Keeper(Machine[TimerKey]):
         dialect = question.dialect
         self._end_exchange(question)
         if question.attempts > 1:
-            self._last_announcement = now  # what comes twice looks like an announcement
+            self._session.restarts.on_announcement(now)  # what comes twice looks like an announcement
         if question.purpose is Purpose.PROBE:
             self._add_finding(question, outcome.reason, outcome.result_code, outcome.epoch, now)
             return
@@ -254,9 +235,8 @@ class Keeper(Machine[TimerKey]):
     def _on_announcement(self, has_lost: bool, now: float) -> None:
         """A gateway may lose its state and count on (field notes): what it announces for no visible reason is a reason
         to confirm every mapping, once for all the copies, which come up to 64 s apart (RFC 6886 section 3.2.1)."""
-        is_new = now - self._last_announcement > _BURST
-        self._last_announcement = now
-        if is_new and not has_lost and not self._config.strict and self._versions.has_leases:
+        is_new = self._session.restarts.on_announcement(now)
+        if is_new and not has_lost and not self._config.strict and self._session.versions.has_leases:
             self._tolerated[Tolerated.QUIET_ANNOUNCEMENT] += 1
             self._schedule_confirmation(now)
 
@@ -289,7 +269,7 @@ class Keeper(Machine[TimerKey]):
                 self._rejected[Rejected.OLD] += 1  # a copy of the answer to an earlier delete of the same port
                 return
         has_lost = self._on_authentic_response(dialect, answer.epoch, now)
-        self._versions.refused_versions.clear()
+        self._session.versions.refused_versions.clear()
         if not is_deleting or mapping.dialect is not dialect:  # it is deleted in its own, whatever is spoken by now
             self._adopt(dialect, now)
         self._apply_response(dialect, mapping, answer, awaited, is_deleting, now)
@@ -340,7 +320,7 @@ class Keeper(Machine[TimerKey]):
             self._tolerated[Tolerated.PORT_MOVED] += 1
         if not was_held or mapping.dialect is not dialect:  # what is renewed stays where it is
             self._transition(mapping, Input.GRANT, dialect)
-        mapping.loss_count = self._loss_count
+        mapping.loss_count = self._session.restarts.loss_count
         mapping.granted_options = answer.options
         mapping.lifetime = float(min(answer.lifetime, self._config.max_lifetime))
         mapping.granted_at, mapping.expires_at = now, now + mapping.lifetime
@@ -350,7 +330,7 @@ class Keeper(Machine[TimerKey]):
         mapping.renewals, mapping.hold_until = 0, -math.inf
         mapping.is_renewal_open, mapping.unusable_grants, mapping.may_exist_at_gateway = False, 0, True
         self._schedule_renewal(mapping, now)
-        self._learn_prefixes(answer.options)
+        self._session.external.learn_prefixes(answer.options)
         mapping.follows_gateway = answer.external_address is None
         if answer.external_address is not None:
             mapping.assign(answer.external_address, answer.external_port)
@@ -362,13 +342,13 @@ class Keeper(Machine[TimerKey]):
             self._report_grant(mapping)
         else:
             # NAT-PMP does not tell the address with the port: ask, unless it was told only just now.
-            mapping.assign(self._external_address, answer.external_port)
-            if now - self._address_at >= _ADDRESS_FRESH:
+            mapping.assign(self._session.external.address, answer.external_port)
+            if not self._session.external.is_fresh(now):
                 self._address_wanted = True
             was_without_address = (
                 mapping.reported_external is not None and mapping.reported_external.address is None
             )  # then it has none to tell
-            if self._external_address is not None or was_without_address:
+            if self._session.external.address is not None or was_without_address:
                 self._report_grant(mapping)
             else:
                 self._awaiting_external_address[mapping] = None
@@ -398,7 +378,7 @@ class Keeper(Machine[TimerKey]):
         """Tell the grants that wait for an external address, which is known now or will not be soon."""
         for mapping in list(self._awaiting_external_address):
             assert mapping.external is not None
-            mapping.assign(self._external_address, mapping.external.port)
+            mapping.assign(self._session.external.address, mapping.external.port)
             self._report_grant(mapping)
 
     def _on_refusal(self, mapping: ClientMapping, reason: Reason, answer: MapAnswer, now: float) -> None:
@@ -411,16 +391,22 @@ class Keeper(Machine[TimerKey]):
         self._end_exchange(exchange)
         mapping.unusable_grants += reason is Reason.UNUSABLE_GRANT
         # A success says nothing about how long it is no use to ask again: ever longer, as after silence.
-        hold = self._bounded(answer.hold) if code else self._growing_hold(mapping.unusable_grants - 1)
+        hold = (
+            self._bounded(answer.hold) if code else self._session.reachability.growing_hold(mapping.unusable_grants - 1)
+        )
         if answer.server_wide:  # RFC 6887 section 11.4
-            self._hold_new_until = now + hold
+            self._session.reachability.hold_new(now + hold)
             self._wake_after_hold(now)
         asked_to_renew = mapping.is_renewal_open if exchange is None else purpose in (RENEW, Purpose.CONFIRM)
-        is_lost = mapping.loss_count < self._last_certain_loss or mapping.dialect is None or reason is Reason.DELETED
+        is_lost = (
+            mapping.loss_count < self._session.restarts.last_certain_loss
+            or mapping.dialect is None
+            or reason is Reason.DELETED
+        )
         if mapping.is_held and asked_to_renew and not is_lost:
             # The lease stands; the same request is not sent again within the error's lifetime (RFC 6887 section 8.3).
             mapping.hold_until, mapping.is_renewal_open = now + hold, False
-            mapping.loss_count = self._loss_count
+            mapping.loss_count = self._session.restarts.loss_count
             self._schedule_renewal(mapping, now + hold)
         elif mapping.is_held:
             self._lose(mapping, reason, code, now + hold)
@@ -472,7 +458,7 @@ class Keeper(Machine[TimerKey]):
         if answer.reason is not None:
             self._tolerated[Tolerated.DELETE_REFUSED] += 1
         if answer.server_wide:  # RFC 6887 section 11.4
-            self._hold_all_until = now + self._bounded(answer.hold)
+            self._session.reachability.hold_all(now + self._bounded(answer.hold))
             self._wake_after_hold(now)
         if mapping.state is MappingState.RELEASING:
             self._finish_delete(mapping, confirmed=answer.reason is None)
@@ -481,11 +467,11 @@ class Keeper(Machine[TimerKey]):
 
     def _on_version_error(self, error: VersionError, now: float) -> None:
         """Go over to the version offered, at once and with the same request (RFC 6886 section 1.1, 6887 section 9)."""
-        offered = self._versions.dialects.get(error.offered)
+        offered = self._session.versions.dialects.get(error.offered)
         affected = [exchange for exchange in self._in_flight if exchange.dialect is not offered]
         if (
-            self._versions.is_proven_other_than(offered)
-            or (not affected and offered is self._versions.current)
+            self._session.versions.is_proven_other_than(offered)
+            or (not affected and offered is self._session.versions.current)
             or not self._in_flight
         ):
             # Not believed: who answered with our nonce speaks its version. Or nothing new: each request that was under
@@ -498,12 +484,12 @@ class Keeper(Machine[TimerKey]):
             self._end_exchange(probe)
             self._add_finding(probe, Reason.UNSUPPORTED_VERSION, 1, None, now)
         affected = [exchange for exchange in affected if exchange in self._in_flight]
-        if offered is not None and affected and error.offered not in self._versions.refused_versions:
-            self._versions.refused_versions.update(exchange.dialect.version for exchange in affected)
+        if offered is not None and affected and error.offered not in self._session.versions.refused_versions:
+            self._session.versions.refused_versions.update(exchange.dialect.version for exchange in affected)
             self._adopt(offered, now, is_certain=True)
         elif affected or not probes:
-            self._versions.refused_versions.clear()
-            self._versions.current = None
+            self._session.versions.refused_versions.clear()
+            self._session.versions.current = None
             self._refuse_all(Reason.UNSUPPORTED_VERSION, 1, now + self._bounded(error.hold), now)
 
     def _find(self, dialect: Dialect, answer: MapAnswer) -> ClientMapping | None:
@@ -520,60 +506,48 @@ class Keeper(Machine[TimerKey]):
     def _on_authentic_response(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
         """A believable datagram of the gateway: it is there, and its epoch says whether it lost its state."""
         self._mark_reachable()
-        if not self._versions.observe(dialect, epoch, now):
+        self._session.versions.on_response(dialect, now)
+        loss = self._session.restarts.observe(dialect, epoch, now)
+        if loss is None:
             return False
-        self._loss_count += 1
-        self._last_certain_loss = self._loss_count
-        at = self._schedule_recovery(self._last_recovery, now)
-        if not self._is_restart_reported:
-            self._is_restart_reported = True
-            self._queue.emit(GatewayRestarted(gateway=self.gateway, recovery_at=at))
+        self._arm_recovery()
+        if loss.is_first:
+            self._queue.emit(GatewayRestarted(gateway=self.gateway, recovery_at=loss.recovery_at))
         return True
 
     def _schedule_confirmation(self, now: float) -> None:
         """The gateway may have lost its state, though its epoch does not show it."""
-        if self._timers.deadline((Timer.RECOVER, None)) is None:
-            self._loss_count += 1
-            self._schedule_recovery(max(self._last_recovery, self._last_confirmation), now)
+        self._session.restarts.suspect(now)
+        self._arm_recovery()
 
-    def _schedule_recovery(self, last: float, now: float) -> float:
-        """When everything will be asked for again: never more often than configured. `last`: when it was."""
-        at = max(now + recovery_delay(self._rng), last + self._config.recovery_interval)
-        due = self._timers.deadline((Timer.RECOVER, None))
-        if due is None or at < due:
-            self._timers.set((Timer.RECOVER, None), at)
-            return at
-        return due
+    def _arm_recovery(self) -> None:
+        due, recover = self._session.restarts.due, (Timer.RECOVER, None)
+        if due is not None and due != self._timers.deadline(recover):
+            self._timers.set(recover, due)
 
     def _mark_reachable(self) -> None:
-        self._failures = self._unanswered = 0
-        self._tried = 1
-        self._silent_until = -math.inf
-        if not self._unreachable:
+        self._session.servers.on_response()
+        comeback = self._session.reachability.on_response(self._now)
+        if comeback is None:
             return
-        self._unreachable = False
         self._queue.emit(GatewayRecovered(gateway=self.gateway))
-        # Anybody may forge a sign of life: what it starts is paced.
-        self._last_comeback = max(self._now, self._last_comeback + self._config.recovery_interval)
         for mapping in self._mappings.values():
             if mapping.state is MappingState.REFUSED and mapping.refused_by_silence:
-                self._retry_later(mapping, min(self._last_comeback, mapping.retry_at or self._now))
+                self._retry_later(mapping, min(comeback, mapping.retry_at or self._now))
             elif mapping.is_held and mapping.exchange is None and mapping.is_renewal_open:
                 self._schedule_renewal(mapping, self._now)  # it was put off
 
     def _learn_address(self, address: IPAddress | None, now: float) -> None:
-        old, was_asked = self._external_address, self._address_asked
-        if address is None or (address is not old and address == any_address(address)):
+        old = self._session.external.address
+        change = self._session.external.learn(address, now)
+        if change is None or address is None:
             return
-        self._address_at = now
-        self._external_address, self._address_asked = address, False
-        if (address is old or address == old) and not was_asked:
-            return
-        if old is None or old == address:
-            self._queue.emit(ExternalAddressLearned(gateway=self.gateway, address=address))
-        else:
+        was_requested, self._address_requested = self._address_requested, False
+        if change is not AddressChange.SAME and old is not None:
             self._queue.emit(ExternalAddressChanged(gateway=self.gateway, old=old, new=address))
-        if old == address:
+        elif change is not AddressChange.SAME or was_requested:
+            self._queue.emit(ExternalAddressLearned(gateway=self.gateway, address=address))
+        if change is AddressChange.SAME:
             return
         if (reason := reason_of(address)) is not None:
             self._queue.emit(DoubleNatSuspected(gateway=self.gateway, address=address, reason=reason))
@@ -581,11 +555,6 @@ class Keeper(Machine[TimerKey]):
             if mapping.is_held and mapping.follows_gateway and mapping.external is not None:
                 mapping.assign(address, mapping.external.port)
                 self._report_grant(mapping)
-
-    def _learn_prefixes(self, options: tuple[pcp.Option, ...]) -> None:
-        """New prefixes replace all older ones (RFC 7225 section 4.3)."""
-        if options and (prefixes := tuple(option for option in options if isinstance(option, pcp.Prefix64))):
-            self._prefixes = prefixes
 
     # --- pairs
 
@@ -653,16 +622,18 @@ class Keeper(Machine[TimerKey]):
 
     def _adopt(self, dialect: Dialect, now: float, *, is_certain: bool = False) -> None:
         """The gateway speaks this. What waits for an answer in another dialect is asked again in this one."""
-        if self._versions.current is dialect and self._versions.is_certain >= is_certain:
+        if self._session.versions.current is dialect and self._session.versions.is_certain >= is_certain:
             return
-        self._versions.adopt(dialect, now, is_certain=is_certain)
+        self._session.versions.adopt(dialect, now, is_certain=is_certain)
         self._timers.cancel((Timer.FALLBACK, None))
-        if self._versions.reported_version != dialect.version:
-            if dialect is self._versions.preferred:  # what was refused in a lesser protocol may be granted in this one
+        if self._session.versions.reported_version != dialect.version:
+            if (
+                dialect is self._session.versions.preferred
+            ):  # what was refused in a lesser protocol may be granted in this one
                 for refused in self._mappings.values():
                     if refused.state is MappingState.REFUSED:
                         self._retry_later(refused, now)
-            self._versions.reported_version = dialect.version
+            self._session.versions.reported_version = dialect.version
             self._queue.emit(VersionNegotiated(gateway=self.gateway, version=dialect.version))
         again = []
         for exchange in list(self._in_flight):
@@ -679,9 +650,9 @@ class Keeper(Machine[TimerKey]):
     def _on_fallback(self, now: float) -> None:
         """Ask in the other dialects as well, with a request that changes nothing there, and once more in the preferred
         one, so that a single lost datagram does not decide."""
-        preferred = self._versions.preferred
+        preferred = self._session.versions.preferred
         asking = [exchange for exchange in self._in_flight if exchange.purpose in ASKING]
-        for dialect in self._versions.dialects.values():
+        for dialect in self._session.versions.dialects.values():
             if dialect is preferred or not asking:
                 continue
             if not self._has_capacity(dialect):
@@ -695,13 +666,10 @@ class Keeper(Machine[TimerKey]):
 
     def _on_address_failed(self, reason: Reason, now: float) -> None:
         """Nobody answers at this address: go on at the next one of the server, or give it up (RFC 7488 section 3)."""
-        self._unanswered = 0
-        if self._tried == len(self._addresses):
+        if self._session.servers.on_failure() is None:
             self._give_up(reason, now)
             return
-        self._tried += 1
-        self._at = (self._at + 1) % len(self._addresses)
-        self._versions.forget_epochs()
+        self._session.restarts.forget_epochs()
         self._timers.cancel((Timer.FALLBACK, None))
         for exchange in list(self._in_flight):
             self._end_exchange(exchange)
@@ -731,7 +699,7 @@ class Keeper(Machine[TimerKey]):
             return
         if exchange.limit is not None and exchange.attempts >= exchange.limit:
             self._on_unanswered(exchange, now)
-        elif exchange.attempts == exchange.dialect.attempts_until_unreachable and len(self._addresses) > 1:
+        elif exchange.attempts == exchange.dialect.attempts_until_unreachable and not self._session.servers.is_single:
             self._on_address_failed(Reason.NO_ANSWER, now)
         else:
             self._transmit(exchange, now)
@@ -758,11 +726,11 @@ class Keeper(Machine[TimerKey]):
                 self._mark_unreachable(Reason.NO_ANSWER)
             self._ask_again(mapping, now, now + self._config.min_hold)
             self._reconcile(mapping, exchange.purpose, now)
-            self._unanswered += exchange.attempts
-            if self._unanswered >= exchange.dialect.attempts_until_unreachable and len(self._addresses) > 1:
+            unanswered = self._session.servers.on_unanswered(exchange.attempts)
+            if unanswered >= exchange.dialect.attempts_until_unreachable and not self._session.servers.is_single:
                 # As many as a request would have been sent: another address may save the lease.
                 self._on_address_failed(Reason.NO_ANSWER, now)
-                if self._tried > 1:
+                if self._session.servers.is_mid_round:
                     self._renew_now(mapping, now)
 
     def _on_past_patience(self, exchange: Exchange, now: float) -> None:
@@ -770,13 +738,13 @@ class Keeper(Machine[TimerKey]):
         mapping = exchange.mapping
         if mapping is None or mapping.state is not MappingState.REQUESTING:
             return
-        if self._versions.current is not None and not self._versions.current.supports(mapping.spec):
+        if self._session.versions.current is not None and not self._session.versions.current.supports(mapping.spec):
             self._fail(mapping, Reason.NEEDS_PCP, None)
             return
         if any(other.purpose is Purpose.FALLBACK for other in self._in_flight):
             return  # the verdict comes when the other dialect has met with silence, too
-        if self._versions.can_fall_back and not self._versions.is_proven_other_than(None):
-            self._versions.current = None  # it answered once, and may have been replaced
+        if self._session.versions.can_fall_back and not self._session.versions.is_proven_other_than(None):
+            self._session.versions.current = None  # it answered once, and may have been replaced
             self._on_fallback(now)
             return
         self._mark_unreachable(Reason.NO_ANSWER)
@@ -812,16 +780,15 @@ class Keeper(Machine[TimerKey]):
 
     def _on_recover(self, now: float) -> None:
         """Ask for everything again that was granted before the gateway lost its state (RFC 6887 section 14.1.3)."""
-        if now < self._hold_all_until:  # nothing may be asked (RFC 6887 section 11.4)
-            self._timers.set((Timer.RECOVER, None), self._hold_all_until)
+        restarts, reachability = self._session.restarts, self._session.reachability
+        if now < reachability.hold_all_until:  # nothing may be asked (RFC 6887 section 11.4)
+            restarts.postpone(reachability.hold_all_until)
+            self._arm_recovery()
             return
-        has_lost = self._is_restart_reported
-        self._is_restart_reported = False
-        self._last_confirmation = now
-        self._last_recovery = now if has_lost else self._last_recovery
+        has_lost = restarts.begin_recovery(now)
         waiting = {mapping for purpose, mapping in (*self._ready, *self._blocked) if purpose is Purpose.CONFIRM}
         for mapping in self._mappings.values():
-            if mapping.is_held and mapping.loss_count < self._loss_count:
+            if mapping.is_held and mapping.loss_count < restarts.loss_count:
                 self._end_exchange(mapping.exchange)
                 if mapping not in waiting:
                     self._ready.append((Purpose.CONFIRM, mapping))
@@ -863,23 +830,19 @@ class Keeper(Machine[TimerKey]):
 
     def _ask_again(self, mapping: ClientMapping, renew_after: float, recover_at: float) -> None:
         """Nobody answered the request of a mapping that is held: renew later, or recover if the gateway lost it."""
-        if mapping.loss_count == self._loss_count:
+        if mapping.loss_count == self._session.restarts.loss_count:
             self._schedule_renewal(mapping, renew_after)
         else:
-            due = self._timers.deadline((Timer.RECOVER, None))
-            self._timers.set((Timer.RECOVER, None), recover_at if due is None else min(due, recover_at))
+            self._timers.set((Timer.RECOVER, None), self._session.restarts.retry(recover_at))
 
     def _give_up(self, reason: Reason, now: float) -> None:
         """The gateway does not answer at all: end what is under way, and try again after a growing wait."""
-        hold = self._growing_hold(self._failures) if len(self._addresses) == 1 else _ALL_ADDRESSES_HOLD
-        self._failures += 1
-        self._tried = 1
-        self._at = (self._at + 1) % len(self._addresses)
-        self._silent_reason, self._silent_until = reason, now + hold
-        self._versions.current = None
+        session = self._session
+        retry_at = session.reachability.on_silence(reason, now, is_single=session.servers.is_single)
+        self._session.versions.current = None
         self._timers.cancel((Timer.FALLBACK, None))
         self._mark_unreachable(reason)
-        self._refuse_all(reason, None, now + hold, now)
+        self._refuse_all(reason, None, retry_at, now)
 
     def _refuse_all(self, reason: Reason, code: int | None, retry_at: float, now: float) -> None:
         for exchange in list(self._in_flight):
@@ -902,10 +865,6 @@ class Keeper(Machine[TimerKey]):
                 self._retry_later(mapping, retry_at)
         self._ready = deque(task for task in self._ready if task[1].state is not MappingState.REFUSED)
 
-    def _growing_hold(self, failures: int) -> float:
-        """How long to wait after so many failures before, where nobody says how long."""
-        return min(self._config.min_hold * 2.0 ** min(max(failures, 0), 16), self._config.max_hold)
-
     def _bounded(self, hold: float) -> float:
         """An error's lifetime as far as it is believed (RFC 6887 section 8.3): some gateways send 0."""
         if hold < self._config.min_hold:
@@ -913,14 +872,13 @@ class Keeper(Machine[TimerKey]):
         return min(max(hold, self._config.min_hold), self._config.max_hold)
 
     def _wake_after_hold(self, now: float) -> None:
-        holds = [until for until in (self._hold_new_until, self._hold_all_until) if until > now]
-        if holds:
-            self._timers.set((Timer.HOLD, None), min(holds))
+        end = self._session.reachability.next_hold_end(now)
+        if end is not None:
+            self._timers.set((Timer.HOLD, None), end)
 
     def _mark_unreachable(self, reason: Reason) -> None:
-        self._prefixes = ()  # RFC 7225 section 4.3
-        if not self._unreachable:
-            self._unreachable = True
+        self._session.external.forget_prefixes()
+        if self._session.reachability.mark_unreachable():
             self._queue.emit(GatewayUnreachable(gateway=self.gateway, reason=reason))
 
     # --- ends of a mapping
@@ -942,8 +900,8 @@ class Keeper(Machine[TimerKey]):
         mapping.refused_by_silence = mapping.may_exist_at_gateway = mapping.has_unreported_grant = False
         mapping.external = mapping.dialect = None
         self._cancel_lease(mapping)
-        if not self._versions.has_leases:
-            self._versions.current = None  # nothing proves any more which version it speaks
+        if not self._session.versions.has_leases:
+            self._session.versions.current = None  # nothing proves any more which version it speaks
         self._report_missing(mapping, reason, code, retry_at)
         self._retry_later(mapping, retry_at)
         self._unblock()
@@ -1027,7 +985,7 @@ class Keeper(Machine[TimerKey]):
 
     def _count(self, mapping: ClientMapping, change: int) -> None:
         if mapping.dialect is not None and mapping.state in (MappingState.HELD, MappingState.RELEASING):
-            self._versions.count_lease(mapping.dialect, change)
+            self._session.versions.count_lease(mapping.dialect, change)
 
     def _report_about(self, kind: Callable[..., Event], mapping: ClientMapping, **fields: object) -> None:
         if not mapping.is_address_probe:
@@ -1037,15 +995,15 @@ class Keeper(Machine[TimerKey]):
 
     def _send_requests(self, now: float) -> None:
         """Start what waits, in order, as far as the dialect lets requests be under way."""
-        self._versions.expire(now)
+        self._session.versions.expire(now)
         if self._in_flight.questions:
             self._end_idle_questions()
         if self._address_wanted or self._probe is not None:
             self._ask_questions(now)
-        while self._ready and (now >= self._hold_all_until or self._closing):
+        while self._ready and (now >= self._session.reachability.hold_all_until or self._closing):
             purpose, mapping = task = self._ready.popleft()
             dialect: Dialect | None = None
-            if mapping.has_use_for(purpose, self._loss_count, now):
+            if mapping.has_use_for(purpose, self._session.restarts.loss_count, now):
                 if self._has_to_wait(purpose, mapping, now):
                     self._blocked.append(task)
                     continue
@@ -1081,7 +1039,7 @@ class Keeper(Machine[TimerKey]):
                     self._probe.waiting.remove(dialect)
                     self._start(Purpose.PROBE, None, dialect, dialect.probe_request(), now)
                     self._end_idle_questions()  # what has given its place up may have left one
-        teller = self._versions.address_teller if self._address_wanted and not self._closing else None
+        teller = self._session.versions.address_teller if self._address_wanted and not self._closing else None
         if teller is not None and self._has_capacity(teller):
             self._address_wanted = False
             self._start(Purpose.ADDRESS, None, teller, teller.probe_request(), now)
@@ -1091,14 +1049,14 @@ class Keeper(Machine[TimerKey]):
         or for the twin's answer."""
         if purpose is CREATE:
             is_taken = self._releasing.get(mapping.spec.target, mapping) is not mapping
-            if is_taken or now < self._hold_new_until:
+            if is_taken or not self._session.reachability.may_create(now):
                 return True
         pair = mapping.pair
         if pair is None or purpose is Purpose.DELETE:
             return False
         udp = pair.udp
         is_udp_next = udp.state is MappingState.REQUESTING and purpose is CREATE
-        is_udp_next = is_udp_next or (udp.is_held and udp.loss_count < self._loss_count)
+        is_udp_next = is_udp_next or (udp.is_held and udp.loss_count < self._session.restarts.loss_count)
         return pair.twin(mapping).exchange is not None or (mapping is pair.tcp and is_udp_next)
 
     def _unblock(self) -> None:
@@ -1108,7 +1066,7 @@ class Keeper(Machine[TimerKey]):
     def _dialect_for(self, purpose: Purpose, mapping: ClientMapping) -> Dialect:
         if purpose in DELETING and mapping.dialect is not None:
             return mapping.dialect
-        return self._versions.for_spec(mapping.spec)
+        return self._session.versions.for_spec(mapping.spec)
 
     def _has_capacity(self, dialect: Dialect) -> bool:
         return self._in_flight.in_version[dialect.version] < (1 if dialect.serial else self._config.window)
@@ -1123,8 +1081,9 @@ class Keeper(Machine[TimerKey]):
 
     def _start_task(self, purpose: Purpose, mapping: ClientMapping, dialect: Dialect, now: float) -> None:
         spec = mapping.spec
-        if purpose is CREATE and now < self._silent_until:
-            self._refuse(mapping, self._silent_reason, None, self._silent_until)
+        reachability = self._session.reachability
+        if purpose is CREATE and now < reachability.silent_until:
+            self._refuse(mapping, reachability.silent_reason, None, reachability.silent_until)
         elif mapping.is_address_probe and purpose is CREATE and dialect.tells_address:
             self._remove(mapping)  # it speaks a protocol that has a question for it
             self._start(Purpose.ADDRESS, None, dialect, dialect.probe_request(), now)
@@ -1162,9 +1121,11 @@ class Keeper(Machine[TimerKey]):
         if mapping is not None:
             mapping.exchange = exchange
         is_first = (
-            self._versions.current is None and dialect is self._versions.preferred and purpose is not Purpose.PROBE
+            self._session.versions.current is None
+            and dialect is self._session.versions.preferred
+            and purpose is not Purpose.PROBE
         )
-        if is_first and self._versions.can_fall_back:
+        if is_first and self._session.versions.can_fall_back:
             fallback = (Timer.FALLBACK, None)
             if self._timers.deadline(fallback) is None and all(
                 other.dialect is dialect or other.purpose is Purpose.PROBE for other in self._in_flight
@@ -1176,7 +1137,7 @@ class Keeper(Machine[TimerKey]):
         exchange.attempts += 1
         exchange.sent_at = now
         exchange.wait = exchange.dialect.wait(exchange.attempts, exchange.wait or None)
-        self._queue.send(exchange.data, self._addresses[self._at], exchange)
+        self._queue.send(exchange.data, self.gateway, exchange)
         self._timers.set(exchange, now + exchange.wait)
 
     def _end_exchange(self, exchange: Exchange | None) -> None:
@@ -1198,15 +1159,12 @@ class Keeper(Machine[TimerKey]):
         version, trip = probe.dialect.version, None if code is None else now - probe.sent_at
         self._probe.add(Finding(version=version, reason=reason, result_code=code, epoch=epoch, round_trip=trip))
         if self._probe.is_complete:
-            completed = self._probe.result(self.gateway, self._external_address)
+            completed = self._probe.result(self.gateway, self._session.external.address)
             self._probe = None
             self._queue.emit(completed)
 
 
 _HOPELESS = frozenset({Reason.UNSUPPORTED_OPTION, Reason.UNSUPPORTED_PROTOCOL, Reason.THIRD_PARTY_ID})
-_ADDRESS_FRESH = 60.0  # s for which a NAT-PMP gateway is not asked for its address again
 _ADDRESS_WAIT = 2.0  # s for which a NAT-PMP grant waits for the external address before it is told without
 _FALLBACK_RETRY = 1.0  # s until the other dialect is tried again that had no room
-_BURST = 75.0  # s within which announcements are copies of one: the longest gap is 64 s (RFC 6886 section 3.2.1)
-_ALL_ADDRESSES_HOLD = 900.0  # s until a server is tried again of which no address answers (RFC 7488 section 3)
 _MISMATCHES = 2  # answers with another endpoint than the only one wanted, before they are taken at their word

@@ -29,7 +29,6 @@ class VersionNegotiation:
         self.refused_versions: set[int] = set()
         self._memory = config.version_memory
         self._current_until = -math.inf
-        self._epochs = {version: dialect.new_epoch() for version, dialect in self.dialects.items()}
         self._leases: Counter[int] = Counter()  # how many mappings the gateway has of us, by version
 
     def for_spec(self, spec: MappingSpec) -> Dialect:
@@ -51,19 +50,13 @@ class VersionNegotiation:
         self.is_certain = is_certain or dialect is self.preferred
         self._current_until = math.inf if dialect is self.preferred else now + self._memory
 
-    def observe(self, dialect: Dialect, epoch: int | None, now: float) -> bool:
-        """Take in what was heard in a dialect. True: its epoch shows that the gateway has lost its state."""
+    def on_response(self, dialect: Dialect, now: float) -> None:
+        """An authentic response came in this dialect: the next request tries the preferred one if this is it."""
         if self.current is not None and dialect is self.preferred and self.current is not dialect:
-            self._current_until = now  # it speaks the preferred protocol after all: the next request tries it
-        return epoch is not None and self._epochs[dialect.version].observe(epoch, now)
+            self._current_until = now
 
-    def forget_epochs(self) -> None:
-        """Somebody else may answer from now on."""
-        self._epochs = {version: dialect.new_epoch() for version, dialect in self.dialects.items()}
-
-    def forget(self) -> None:
-        """Doubt whatever was found out; leases stay what they are."""
-        self.forget_epochs()
+    def doubt(self) -> None:
+        """Forget which dialect is spoken; the leases remain."""
         self.current, self.is_certain = None, False
         self.refused_versions.clear()
 
