@@ -468,8 +468,6 @@ class Client(Keeper):
                 self._remove(mapping)
             else:
                 self._carry_over(mapping, local, mapping.spec.nonce if is_anothers else self._rng.randbytes(12), now)
-        session.restarts.keep_pace_of(self._session.restarts)
-        session.reachability.keep_pace_of(self._session.reachability)
         self._session = session
         self._end_doubles()
 

@@ -357,7 +357,7 @@ class ClientMapping:
             external=self.reported_external if held else None,
             lifetime=self.lifetime if held else None,
             expires_at=self.expires_at if held else None,
-            renew_at=self.renew_at,
+            renew_at=self.renew_at if held else None,
             retry_at=self.retry_at,
             options=self.spec.options,
             granted_options=self.granted_options if held else (),

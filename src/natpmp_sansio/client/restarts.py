@@ -103,10 +103,6 @@ class RestartDetector:
         self._is_certain = False
         self.due = None
 
-    def keep_pace_of(self, other: RestartDetector) -> None:
-        """Recover no sooner than the session before would have."""
-        self._last_recovery = other._last_recovery
-
     def _schedule(self, last: float, now: float) -> float:
         """Recover after a random delay, but no sooner after the `last` time than configured."""
         at = max(now + recovery_delay(self._rng), last + self._interval)

@@ -172,10 +172,6 @@ class Reachability:
         self._failures = 0
         self.silent_until = self._hold_new_until = self.hold_all_until = -math.inf
 
-    def keep_pace_of(self, other: Reachability) -> None:
-        """Come back no sooner than the session before would have."""
-        self._last_comeback = other._last_comeback
-
 
 class AddressChange(enum.Enum):
     """What the gateway's external address is, compared with the one known before."""
